@@ -1,0 +1,297 @@
+"""A whole run as one frozen, typed tree, read from YAML and `section.key=value` overrides."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mvrec_core.errors import ConfigError, nearest
+
+
+class Node(BaseModel):
+    """A branch of the tree: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Source(Node):
+    """One table of the raw input."""
+
+    path: str | tuple[str, ...]  # files or glob patterns
+    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None  # None: told from the file's ending
+    columns: dict[str, str] = {}  # our name -> the file's name; a column not named keeps its own name
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class EventSource(Source):
+    """The log: user_id, item_id, timestamp, and what event-level views read."""
+
+    timestamp_unit: Literal["s", "ms", "us", "ns", "iso"] = "s"
+
+
+class LeaveOneOut(Node):
+    """Of each user with at least three events the last is test, the one before validation."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+
+
+class Temporal(Node):
+    """Global time cuts, as ISO-8601 instants: [.., valid_from) train, [valid_from, test_from) valid, the rest test."""
+
+    kind: Literal["temporal"]
+    valid_from: str
+    test_from: str
+
+
+class Data(Node):
+    events: EventSource
+    items: Source | None = None
+    users: Source | None = None
+    split: Annotated[LeaveOneOut | Temporal, Field(discriminator="kind")] = LeaveOneOut()
+    buckets: int = Field(8, ge=1)  # the same data needs the same number: it decides which file a user is in
+
+
+class IdView(Node):
+    """Who the item is: an embedding per catalogue entry."""
+
+    kind: Literal["id"]
+    level: Literal["item"] = "item"
+
+
+class TextView(Node):
+    """What the item's text says: columns joined as "column: value", read by a BERT-family model."""
+
+    kind: Literal["text"]
+    level: Literal["item"] = "item"
+    columns: tuple[str, ...] = Field(min_length=1)
+
+
+class CategoryView(Node):
+    """A single- or multi-valued category."""
+
+    kind: Literal["category"]
+    level: Literal["item", "event", "user"]
+    column: str
+    separator: str | None = None  # how several values share a text cell; lists need none
+
+
+class NumberView(Node):
+    """A quantity, standardised by the mean and deviation of train."""
+
+    kind: Literal["number"]
+    level: Literal["item", "event", "user"]
+    column: str
+
+
+class TimeView(Node):
+    """When the event happened: gap before it, hour, weekday; the encoder also sees the gap to now."""
+
+    kind: Literal["time"]
+    level: Literal["event"] = "event"
+
+
+View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView, Field(discriminator="kind")]
+
+
+class TextEncoderConfig(Node):
+    path: str | None = None  # a local directory that transformers can load; needed where there is a text view
+    tune: Literal["frozen", "last_n", "lora", "full"] = "frozen"
+    last_n: int = Field(1, ge=1)  # layers trained with tune=last_n
+    rank: int = Field(8, ge=1)  # of the low-rank update with tune=lora
+    lr: float = Field(2e-5, gt=0)  # the encoder's own learning rate
+    max_tokens: int = Field(64, ge=4)
+    live: int = Field(128, ge=1)  # distinct texts of a step read with gradient; the others come from the cache
+    refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
+
+
+class ModelConfig(Node):
+    fusion: Literal["gated", "linear"] = "gated"
+    dim: int = Field(64, ge=2)
+    blocks: int = Field(2, ge=0)
+    heads: int = Field(2, ge=1)
+    max_len: int = Field(100, ge=1)  # events of a history that the encoder reads
+    dropout: float = Field(0.2, ge=0, lt=1)
+    view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vector of an item's text
+    temperature: float = Field(0.1, gt=0)  # where tau starts
+    text: TextEncoderConfig = TextEncoderConfig()
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> ModelConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+
+class TrainConfig(Node):
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=1)  # users a step, over all workers
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    loss: Literal["softmax", "sampled_softmax", "bce"] = "softmax"
+    negatives: int = Field(512, ge=1)  # of sampled_softmax, shared by the batch; bce draws one a target
+    workers: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int | None = Field(None, ge=1)  # of torch a worker; None: the machine's cores shared out
+    patience: int = Field(10, ge=1)  # epochs without a better validation NDCG@10 before training stops
+    validate_every: int = Field(1, ge=1)
+
+
+class EvaluateConfig(Node):
+    exclude_seen: bool = True
+    batch_size: int = Field(256, ge=1)
+    baselines: tuple[Literal["popularity", "item_knn", "als"], ...] = ("popularity", "item_knn", "als")
+
+
+class ServeConfig(Node):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    max_batch_size: int = Field(32, ge=1)
+    batch_wait_s: float = Field(0.002, ge=0)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1)  # of torch a replica
+
+
+class Config(Node):
+    name: str = Field(pattern=r"^[\w.\-]+$")  # the run lives in <runs>/<name>
+    runs: str = "runs"
+    seed: int = 0
+    data: Data
+    views: dict[str, View] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _views_have_their_sources(self) -> Config:
+        for name, view in self.views.items():
+            if not name.isidentifier():
+                raise ValueError(f"views.{name}: a view's name is a word of letters, digits and _")
+            column_views = isinstance(view, (TextView, CategoryView, NumberView))
+            if column_views and view.level == "item" and self.data.items is None:
+                raise ValueError(f"views.{name} reads columns of items, but data.items is not set")
+            if column_views and view.level == "user" and self.data.users is None:
+                raise ValueError(f"views.{name} reads columns of users, but data.users is not set")
+        if not any(view.level == "item" for view in self.views.values()):
+            raise ValueError("views has none at item level, so there is nothing to rank items by")
+        if sum(view.kind == "text" for view in self.views.values()) > 1:
+            raise ValueError("views has more than one text view: join their columns in one")
+        if self.text_view is not None and self.model.text.path is None:
+            raise ValueError(f"views.{self.text_view} needs model.text.path, a local directory of a BERT-family model")
+        return self
+
+    @property
+    def text_view(self) -> str | None:
+        return next((name for name, view in self.views.items() if view.kind == "text"), None)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.name
+
+    def views_at(self, level: Literal["item", "event", "user"]) -> dict[str, View]:
+        return {name: view for name, view in self.views.items() if view.level == level}
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file with `section.key=value` overrides; values are YAML too.
+
+    Raises ConfigError naming the file, the key and the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as 'data:' and 'views:', found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], origin: str) -> Config:
+    """A Config from plain values; `origin` is what an error calls the source."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override '{override}': expected section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+    if isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override '{override}': '{section}' is a value, not a section")
+    tree[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if str(part) not in _tags()]
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'; {nearest(where[-1], _valid_keys(where[:-1], first['loc']))}"
+    if first["type"] == "missing":
+        return f"key '{key}' is missing"
+    if first["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{first['ctx']['error']}"
+    if first["type"] == "union_tag_not_found":
+        return f"key '{key}' needs a 'kind'"
+    return f"key '{key}': {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+
+
+def _tags() -> set[str]:
+    """What pydantic adds to an error's path for the branches of a union."""
+    models = [cls for cls in Node.__subclasses__() if "kind" in cls.model_fields]
+    tags = {str(value) for cls in models for value in typing.get_args(cls.model_fields["kind"].annotation)}
+    return (tags | {"str", "tuple[str, ...]", "Source"}) - {"text", "id", "time"} | {"tuple[str,...]"}
+
+
+def _valid_keys(where: list[str], loc: tuple[Any, ...]) -> set[str]:
+    """The keys that the branch at `where` of the tree takes."""
+    branches: list[Any] = [Config]
+    for part in where:
+        below: list[Any] = []
+        for branch in branches:
+            below += _models(branch.model_fields[part].annotation) if part in branch.model_fields else [branch]
+        branches = below
+    tagged = [
+        b for b in branches if "kind" in b.model_fields and set(typing.get_args(b.model_fields["kind"].annotation)) & set(loc)
+    ]
+    return {name for branch in tagged or branches for name in branch.model_fields}
+
+
+def _models(annotation: Any) -> list[type[Node]]:
+    if isinstance(annotation, type) and issubclass(annotation, Node):
+        return [annotation]
+    if typing.get_origin(annotation) in (Union, types.UnionType, Annotated, dict):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []
