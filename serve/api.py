@@ -1,0 +1,182 @@
+"""The routes, over any backend that can recommend: no Ray in here, so that they can be tested in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from mvrec_core.errors import RequestError
+from mvrec_core.recommender import Answer, Candidate, Recommended, Request, Scored
+from serve.limits import Limits
+from serve.schema import (
+    ErrorAnswer,
+    HealthAnswer,
+    HistoryAnswer,
+    RecommendAnswer,
+    RecommendBody,
+    ScoreAnswer,
+    ScoreBody,
+    SimilarAnswer,
+    UsersAnswer,
+    error_values,
+    explain,
+    item_values,
+    recommend_values,
+    score_values,
+)
+
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {  # the page needs nothing from elsewhere and runs no script but its own
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_long", 422: "invalid_request"}
+BODIES: dict[str, type[BaseModel]] = {"/v1/recommend": RecommendBody, "/v1/score": ScoreBody}
+
+Count = Annotated[int, Query(ge=1)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+class Backend(Protocol):
+    """What the routes call; a RequestError of any of them becomes the HTTP answer it names."""
+
+    model_version: str
+    n_items: int
+
+    async def recommend(self, request: Request) -> Answer: ...
+
+    async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]: ...
+
+    async def similar(self, item_id: str, k: int) -> list[Recommended]: ...
+
+    async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]: ...
+
+    async def users(self, prefix: str, limit: int) -> list[str]: ...
+
+
+class JSON(Response):
+    """Compact UTF-8, not escaped; half a surrogate pair, which JSON can smuggle in, becomes a question mark."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", errors="replace")
+
+
+def create_api(backend: Backend, max_in_flight: int, timeout_s: float) -> FastAPI:
+    """The ASGI application: at most `max_in_flight` requests at a time, each answered within `timeout_s` seconds."""
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (400, 413, 422, 503)}
+    api = FastAPI(
+        title="MVRec",
+        description="Recommendations from several views of one behaviour sequence.",
+        version=backend.model_version,
+        responses=refusals,
+        docs_url=None,  # FastAPI's own page loads its script from another host
+        redoc_url=None,
+    )
+    api.add_middleware(Limits, max_in_flight=max_in_flight, timeout_s=timeout_s)
+    _answer_errors(api)
+    _add_model_routes(api, backend)
+    _add_user_routes(api, backend)
+    _add_health_routes(api, backend)
+    _add_pages(api)
+    return api
+
+
+def _add_model_routes(api: FastAPI, backend: Backend) -> None:
+    @api.post("/v1/recommend", response_model=RecommendAnswer)
+    async def recommend(body: RecommendBody) -> Response:
+        """The k best items for a user, best first."""
+        return JSON(recommend_values(backend.model_version, await backend.recommend(body.request())))
+
+    @api.post("/v1/score", response_model=ScoreAnswer)
+    async def score(body: ScoreBody) -> Response:
+        """Score and probability of each candidate for a user, in the order of the candidates."""
+        rung, scored, unknown = await backend.score(*body.request())
+        return JSON(score_values(backend.model_version, rung, scored, unknown))
+
+    @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
+    async def similar(item_id: str, k: Count = 10) -> Response:
+        """The k items nearest to an item."""
+        items = [item_values(item) for item in await backend.similar(item_id, k)]
+        return JSON({"model_version": backend.model_version, "item_id": item_id, "items": items})
+
+
+def _add_user_routes(api: FastAPI, backend: Backend) -> None:
+    @api.get("/v1/users", response_model=UsersAnswer)
+    async def users(prefix: str = "", limit: Limit = 20) -> Response:
+        """Known users whose id begins with `prefix`."""
+        return JSON({"users": await backend.users(prefix, limit)})
+
+    @api.get("/v1/users/{user_id:path}/history", response_model=HistoryAnswer, responses={404: {"model": ErrorAnswer}})
+    async def history(user_id: str, limit: Limit = 50) -> Response:
+        """The newest events of a known user."""
+        return JSON({"user_id": user_id, "events": await backend.history(user_id, limit)})
+
+
+def _add_health_routes(api: FastAPI, backend: Backend) -> None:
+    @api.get("/health/live", response_model=HealthAnswer)
+    async def live() -> Response:
+        """The process answers."""
+        return JSON({"status": "live"})
+
+    @api.get("/health/ready", response_model=HealthAnswer)
+    async def ready() -> Response:
+        """The model is loaded."""
+        return JSON({"status": "ready", "model_version": backend.model_version, "items": backend.n_items})
+
+
+def _add_pages(api: FastAPI) -> None:
+    async def index(_: HttpRequest) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    async def docs(_: HttpRequest) -> Response:
+        return FileResponse(PAGE / "docs.html", headers=PAGE_HEADERS)
+
+    api.add_route("/", index, include_in_schema=False)
+    api.add_route("/docs", docs, include_in_schema=False)
+    api.mount("/page", StaticFiles(directory=PAGE))
+
+
+def _answer_errors(api: FastAPI) -> None:
+    """Every error leaves as {"error": {"code", "message", "field"}}."""
+
+    @api.exception_handler(RequestError)
+    async def request_error(_: HttpRequest, error: RequestError) -> Response:
+        return _error(error.status, str(error), error.field)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _error(400, f"the body is not valid JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+        return _error(422, *explain(first, BODIES.get(request.url.path)))
+
+    @api.exception_handler(HTTPException)
+    async def http_error(request: HttpRequest, error: HTTPException) -> Response:
+        messages = {
+            400: "the body is not valid JSON in UTF-8",
+            404: f"there is nothing at {request.url.path}; /docs lists what there is",
+            405: f"{request.method} is not possible at {request.url.path}",
+        }
+        return _error(error.status_code, messages.get(error.status_code, str(error.detail)), headers=error.headers)
+
+    @api.exception_handler(Exception)
+    async def unexpected(_: HttpRequest, error: Exception) -> Response:
+        return JSON(error_values("internal", "the request failed inside the service; its log says why"), 500)
+
+
+def _error(status: int, message: str, field: str | None = None, headers: Any = None) -> Response:
+    return JSON(error_values(CODES.get(status, "error"), message, field), status, headers)

@@ -1,0 +1,101 @@
+"""The Ray Serve deployment: one class that batches requests, holds a Recommender and carries the routes of api.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from mvrec_core.config import ServeConfig
+from mvrec_core.recommender import Answer, Candidate, Recommended, Recommender, Request, Scored
+from serve.api import create_api
+from serve.batching import Batcher
+from serve.settings import serve_settings
+
+APP_NAME = "mvrec"
+ADMITTED_BATCHES = 16  # what a replica takes at a time, in full batches; beyond it answers 503
+SPARE_REQUESTS = 64  # pages and health checks, which are not counted above, and the refusals themselves
+TIMEOUT_S = 10.0  # of an answer; Serve's own, which answers in plain text, is longer and only a net
+
+T = TypeVar("T")
+
+
+class BuildArgs(BaseModel):
+    """Arguments of `build`; what is not given is taken from the checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str
+    threads: int | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    max_batch_size: int | None = None
+    batch_wait_s: float | None = None
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of a Serve config with `import_path: serve.app:build`; `args` are those of BuildArgs."""
+    given = BuildArgs.model_validate(args)
+    return application(given.checkpoint, serve_settings(given.checkpoint, given.model_dump(exclude={"checkpoint"})))
+
+
+def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
+    """The application that serves `checkpoint` with `settings`."""
+    admitted = ADMITTED_BATCHES * settings.max_batch_size
+    deployment = serve.deployment(
+        name="Replica",
+        ray_actor_options={"num_cpus": settings.threads},
+        max_ongoing_requests=admitted + SPARE_REQUESTS,
+        max_queued_requests=admitted,
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.max_batch_size,
+        },
+        max_constructor_retry_count=2,  # a damaged checkpoint stays damaged
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=TIMEOUT_S,
+    )
+    return deployment(serve.ingress()(Replica)).bind(checkpoint, settings.model_dump())
+
+
+class Replica:
+    """A Recommender behind the routes. Torch runs in one thread of its own, so the event loop never waits for it."""
+
+    def __init__(self, checkpoint: str, settings: dict[str, Any]):
+        self.settings = ServeConfig.model_validate(settings)
+        torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
+        self.recommender = Recommender.load(checkpoint, device="cpu")
+        self.model_version = self.recommender.model_version
+        self.n_items = self.recommender.n_items
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
+        self._batcher = Batcher(
+            self.recommender.recommend, self._thread, self.settings.max_batch_size, self.settings.batch_wait_s
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S)
+
+    async def recommend(self, request: Request) -> Answer:
+        return await self._batcher.answer(request)
+
+    async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
+        return await self._in_thread(self.recommender.score, request, candidates)
+
+    async def similar(self, item_id: str, k: int) -> list[Recommended]:
+        return await self._in_thread(self.recommender.similar, item_id, k)
+
+    async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
+        return await self._in_thread(self.recommender.history, user_id, limit)
+
+    async def users(self, prefix: str, limit: int) -> list[str]:
+        return await self._in_thread(self.recommender.users, prefix, limit)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)

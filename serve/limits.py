@@ -1,0 +1,111 @@
+"""What the service refuses before it looks: too many requests at a time, a body too long, an answer too late.
+
+A plain ASGI middleware, so that a refused request costs next to nothing. It also hands the body on as JSON whatever its
+content type says, because `curl -d` without a header calls it a form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.schema import error_values
+
+MAX_BODY = 1_000_000  # bytes
+
+
+class TooLong(Exception):
+    """The body is longer than MAX_BODY."""
+
+
+class Limits:
+    """Passes at most `max_in_flight` requests under /v1/ at a time and answers each within `timeout_s` seconds."""
+
+    def __init__(self, app: ASGIApp, max_in_flight: int, timeout_s: float):
+        self.app = app
+        self.max_in_flight = max_in_flight
+        self.timeout_s = timeout_s
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        if self.in_flight >= self.max_in_flight:
+            message = f"{self.in_flight} requests are being answered, which is as many as this service takes; try again"
+            await _refuse(send, 503, error_values("overloaded", message), {"retry-after": "1"})
+            return
+        self.in_flight += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                body = await _read(scope, receive)
+                await self.app(_as_json(scope), _Replay(body, receive), watched_send)
+        except TooLong:
+            message = f"the body is longer than {MAX_BODY} bytes"
+            # What is left of the body is not read, so the connection cannot be used again.
+            await _refuse(send, 413, error_values("body_too_long", message), {"connection": "close"})
+        except TimeoutError:
+            if started:
+                raise
+            await _refuse(send, 503, error_values("timeout", f"no answer within {self.timeout_s:g} s; try again"), {})
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
+    """The whole body; TooLong at the first sign that it exceeds MAX_BODY."""
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > MAX_BODY:
+        raise TooLong
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            raise TooLong
+    return bytes(body)
+
+
+class _Replay:
+    """An ASGI `receive` that gives a body already read, then what the client does next."""
+
+    def __init__(self, body: bytes, receive: Receive):
+        self.body: bytes | None = body
+        self.receive = receive
+
+    async def __call__(self) -> Message:
+        if self.body is None:
+            return await self.receive()
+        body, self.body = self.body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+def _as_json(scope: Scope) -> Scope:
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+
+
+async def _refuse(send: Send, status: int, values: dict[str, Any], headers: dict[str, str]) -> None:
+    body = json.dumps(values, ensure_ascii=False).encode("utf-8")
+    every = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in every.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

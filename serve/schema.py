@@ -1,0 +1,308 @@
+"""What the HTTP interface takes and gives: bodies in, answers out, and one shape for every error.
+
+A body is checked here, on the border, before it meets a batch. Ids may be JSON strings or integers and are strings from
+here on; a timestamp is Unix seconds or an ISO-8601 string (UTC where no zone is named), and Unix seconds from here on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from mvrec_core.errors import nearest
+from mvrec_core.recommender import Answer, Candidate, Event, Recommended, Request, Scored
+
+MAX_CANDIDATES = 1000
+EXPECTED = {  # by the beginning of pydantic's name of an error
+    "int": "an integer",
+    "bool": "true or false",
+    "string": "a string",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a JSON object",
+    "model": "a JSON object",
+}
+FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999, as datetime has them
+
+
+def _id(value: object) -> object:
+    """An id as text: 196 and "196" are the same user."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"expected a string or an integer, found {_json_kind(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can escape half a surrogate pair, which no file or answer can hold
+        raise ValueError("expected Unicode text, found half of a surrogate pair") from None
+    return value
+
+
+def _seconds(value: object) -> float:
+    """Unix seconds of a number or of an ISO-8601 text."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            raise ValueError(f"expected Unix seconds or an ISO-8601 date and time, found '{value}'") from None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value) if abs(value) < 1e18 else math.inf
+    else:
+        raise ValueError(f"expected Unix seconds or an ISO-8601 date and time, found {_json_kind(value)}")
+    if not FIRST_SECOND <= seconds <= LAST_SECOND:
+        raise ValueError(f"expected Unix seconds in the years 1 to 9999, found {value} (milliseconds?)")
+    return seconds
+
+
+def _json_kind(value: object) -> str:
+    kinds = {
+        bool: "a boolean",
+        float: "a fraction",
+        int: "an integer",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), "null")
+
+
+Id = Annotated[
+    str, BeforeValidator(_id), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "examples": ["196"]})
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}], "examples": [881250949]}),
+]
+
+
+class Strict(BaseModel):
+    """A JSON object whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventBody(BaseModel):
+    """One event; keys beside these two are values of event-level views, such as "rating"."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    item_id: Id
+    timestamp: Seconds | None = Field(None, description="Unix seconds, or an ISO-8601 date and time (UTC if no zone)")
+
+    def event(self) -> Event:
+        return Event(self.item_id, self.timestamp, dict(self.model_extra or {}))
+
+
+class FilterBody(Strict):
+    """What may be recommended; applied before the best k are taken, so k items come back where k are left."""
+
+    allow: tuple[Id, ...] | None = Field(None, description="recommend nothing but these")
+    deny: tuple[Id, ...] = Field((), description="never recommend these")
+
+
+class UserBody(Strict):
+    """Who asks: a known user, events, or both; with both the events continue the stored history."""
+
+    user_id: Id | None = None
+    events: tuple[EventBody, ...] = Field((), description="in the order in which they happened")
+
+    def _events(self) -> tuple[Event, ...]:
+        return tuple(event.event() for event in self.events)
+
+
+class RecommendBody(UserBody):
+    k: int = Field(10, ge=1, strict=True, description="how many items, at most the size of the catalogue")
+    exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
+    filter: FilterBody | None = None
+    explain: bool = Field(False, strict=True, description="add to each item the weight of each of its views")
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "196", "k": 10}]})
+
+    def request(self) -> Request:
+        limits = self.filter or FilterBody()
+        return Request(
+            user_id=self.user_id,
+            events=self._events(),
+            k=self.k,
+            exclude_seen=self.exclude_seen,
+            allow=None if limits.allow is None else frozenset(limits.allow),
+            deny=frozenset(limits.deny),
+            explain=self.explain,
+        )
+
+
+class CandidateBody(Strict):
+    """An item of the catalogue, or one that is not in it, described by its columns."""
+
+    item_id: Id | None = None
+    features: dict[str, Any] | None = Field(None, description='columns of the items file: {"title": ..., "year": ...}')
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> CandidateBody:
+        if (self.item_id is None) == (self.features is None):
+            raise ValueError("expected either 'item_id' or 'features'")
+        return self
+
+
+class ScoreBody(UserBody):
+    candidates: tuple[CandidateBody, ...] = Field(min_length=1, max_length=MAX_CANDIDATES)
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"user_id": "196", "candidates": [{"item_id": "50"}, {"features": {"title": "Alien", "year": 1979}}]}
+            ]
+        }
+    )
+
+    def request(self) -> tuple[Request, tuple[Candidate, ...]]:
+        candidates = tuple(Candidate(one.item_id, one.features) for one in self.candidates)
+        return Request(user_id=self.user_id, events=self._events()), candidates
+
+
+class ItemAnswer(BaseModel):
+    item_id: str
+    score: float = Field(description="cosine / temperature + bias; the higher the better")
+    rank: int = Field(description="from 1")
+    display: str | None = Field(description="what to show people, such as the title")
+    views: dict[str, float] | None = Field(None, description="weights that sum to 1; only with explain")
+
+
+class RecommendAnswer(BaseModel):
+    model_version: str
+    rung: str = Field(description="what the answer rests on: history, profile, popularity")
+    items: list[ItemAnswer]
+    unknown_items: int = Field(description="how many ids of the request are not in the catalogue")
+
+
+class CandidateAnswer(BaseModel):
+    item_id: str | None
+    score: float | None = Field(description="null where the id is unknown")
+    probability: float | None = Field(description="sigmoid of the score")
+
+
+class ScoreAnswer(BaseModel):
+    model_version: str
+    rung: str
+    candidates: list[CandidateAnswer] = Field(description="in the order of the request")
+    unknown_items: int
+
+
+class SimilarAnswer(BaseModel):
+    model_version: str
+    item_id: str
+    items: list[ItemAnswer]
+
+
+class HistoryEvent(BaseModel):
+    item_id: str
+    display: str | None
+    timestamp: float | None = Field(description="Unix seconds")
+
+
+class HistoryAnswer(BaseModel):
+    user_id: str
+    events: list[HistoryEvent] = Field(description="newest first")
+
+
+class UsersAnswer(BaseModel):
+    users: list[str]
+
+
+class HealthAnswer(BaseModel):
+    status: str
+    model_version: str | None = None
+    items: int | None = Field(None, description="how many there are to recommend: the largest k")
+
+
+class ErrorDetail(BaseModel):
+    code: str = Field(description="a stable word for programs, such as invalid_request, not_found, overloaded")
+    message: str = Field(description="one sentence for people")
+    field: str | None = Field(description="the part of the request at fault, such as events.0.timestamp")
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorDetail
+
+
+def item_values(item: Recommended) -> dict[str, Any]:
+    """An ItemAnswer as plain values; without `views` where they were not asked for."""
+    values = {"item_id": item.item_id, "score": item.score, "rank": item.rank, "display": item.display}
+    return values if item.views is None else {**values, "views": item.views}
+
+
+def recommend_values(model_version: str, answer: Answer) -> dict[str, Any]:
+    """A RecommendAnswer as plain values."""
+    items = [item_values(item) for item in answer.items]
+    return {"model_version": model_version, "rung": answer.rung, "items": items, "unknown_items": answer.unknown_items}
+
+
+def score_values(model_version: str, rung: str, scored: Sequence[Scored], unknown_items: int) -> dict[str, Any]:
+    """A ScoreAnswer as plain values."""
+    each = [{"item_id": one.item_id, "score": one.score, "probability": one.probability} for one in scored]
+    return {"model_version": model_version, "rung": rung, "candidates": each, "unknown_items": unknown_items}
+
+
+def error_values(code: str, message: str, field: str | None = None) -> dict[str, Any]:
+    """An ErrorAnswer as plain values."""
+    return {"error": {"code": code, "message": message, "field": field}}
+
+
+def explain(error: dict[str, Any], body: type[BaseModel] | None) -> tuple[str, str | None]:
+    """One sentence and the field of a pydantic error; `body` is the model that the request's body should have been."""
+    where = [str(part) for part in error["loc"][1:]]  # the first part says body, query or path
+    field = ".".join(where) or None
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{field}'; {nearest(where[-1], _keys(body, where[:-1]))}", field
+    if error["type"] == "missing":
+        return (f"'{field}' is missing" if field else "the body is missing: expected a JSON object"), field
+    return (f"'{field}': " if field else "the body: ") + _complaint(error), field
+
+
+def _complaint(error: dict[str, Any]) -> str:
+    """What was expected and found, in the words of JSON rather than of Python."""
+    value, limits = error.get("input"), error.get("ctx", {})
+    match error["type"]:
+        case "value_error":
+            return str(limits["error"])
+        case "greater_than_equal":
+            return f"expected at least {limits['ge']}, found {value}"
+        case "less_than_equal":
+            return f"expected at most {limits['le']}, found {value}"
+        case "too_short" | "too_long":
+            bound = f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
+            return f"expected {bound} entries, found {limits['actual_length']}"
+    for prefix, expected in EXPECTED.items():
+        if error["type"].startswith(prefix):
+            return f"expected {expected}, found {_found(value)}"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _found(value: object) -> str:
+    """A short value as JSON writes it; of a long one its kind, or it would drown the sentence."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if isinstance(value, (str, int, float)) and len(text) <= 60 else _json_kind(value)
+
+
+def _keys(model: Any, where: Sequence[str]) -> set[str]:
+    """The keys of the object at `where` in a body."""
+    for part in where:
+        if not part.isdigit() and isinstance(model, type) and issubclass(model, BaseModel):
+            model = _model_in(model.model_fields[part].annotation)
+    return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model that an annotation such as `tuple[EventBody, ...] | None` holds, else None."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((found for part in typing.get_args(annotation) if (found := _model_in(part))), None)

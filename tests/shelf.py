@@ -1,0 +1,56 @@
+"""A backend of three books for the tests of the routes and the page: answers known by heart, no model and no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from mvrec_core.errors import RequestError
+from mvrec_core.recommender import Answer, Candidate, Recommended, Request, Scored
+
+TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
+
+
+class Shelf:
+    """Recommends its books in order; remembers the last request that it saw."""
+
+    model_version = "shelf-1"
+    n_items = 3
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.delay_s = 0.0
+
+    async def recommend(self, request: Request) -> Answer:
+        self.request = request
+        await asyncio.sleep(self.delay_s)
+        if request.k > self.n_items:
+            raise RequestError(f"k is at most {self.n_items}, found {request.k}", "k")
+        if request.user_id == "broken":
+            raise ZeroDivisionError
+        views = {"id": 0.25, "text": 0.75} if request.explain else None
+        items = [Recommended(item, 3.0 - place, place + 1, TITLES[item], views) for place, item in enumerate(TITLES)]
+        unknown = sum(event.item_id not in TITLES for event in request.events)
+        return Answer("history" if request.user_id == "ann" else "popularity", items[: request.k], unknown)
+
+    async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
+        self.request = request
+        known = [one.item_id is None or one.item_id in TITLES for one in candidates]
+        pairs = zip(candidates, known, strict=True)
+        scored = [Scored(one.item_id, 0.0 if found else None, 0.5 if found else None) for one, found in pairs]
+        return "history", scored, known.count(False)
+
+    async def similar(self, item_id: str, k: int) -> list[Recommended]:
+        if item_id not in TITLES:
+            raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
+        others = [item for item in TITLES if item != item_id][:k]
+        return [Recommended(item, 0.9, place + 1, TITLES[item], None) for place, item in enumerate(others)]
+
+    async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
+        if user_id != "ann":
+            raise RequestError(f"user '{user_id}' is not known", "user_id", status=404)
+        return [{"item_id": "b", "display": TITLES["b"], "timestamp": 881250949.0}][:limit]
+
+    async def users(self, prefix: str, limit: int) -> list[str]:
+        return [user for user in ("ann", "安") if user.startswith(prefix)][:limit]

@@ -1,0 +1,230 @@
+"""The service as a user starts it: a process of its own, Ray and HAProxy included."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+
+import httpx
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from mvrec_core.recommender import Recommender, Request
+from serve.app import build
+
+ROOT = Path(__file__).parents[1]
+START_WITHIN_S = 90
+STOP_WITHIN_S = 30
+
+
+def environment() -> dict[str, str]:
+    """Without what would join the session's Ray, and in the poorest locale."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONIOENCODING"))}
+    return {**outer, "LC_ALL": "C", "PYTHONUNBUFFERED": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(checkpoint: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "serve", "--checkpoint", str(checkpoint), *more]
+
+
+def refused(checkpoint: Path, *more: str) -> str:
+    """The one line on stderr of a start that must fail."""
+    run = subprocess.run(
+        command(checkpoint, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=START_WITHIN_S
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
+    return run.stderr
+
+
+@dataclass
+class Service:
+    process: subprocess.Popen[str]
+    url: str
+    lines: Queue[str]
+
+    def wait_for(self, words: str, timeout_s: float) -> str:
+        while True:
+            line = self.lines.get(timeout=timeout_s)
+            if words in line:
+                return line
+
+
+def start(checkpoint: Path) -> Service:
+    port = free_port()
+    process = subprocess.Popen(
+        command(checkpoint, "--port", str(port), "--threads", "1", "--max-replicas", "1"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines: Queue[str] = Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    return Service(process, f"http://127.0.0.1:{port}", lines)
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint: Path) -> Iterator[Service]:
+    started = start(checkpoint)
+    try:
+        started.wait_for("Ready: ", START_WITHIN_S)
+        yield started
+    except Empty:
+        pytest.fail(f"the service was not ready within {START_WITHIN_S} s")
+    finally:
+        if started.process.poll() is None:
+            started.process.send_signal(signal.SIGTERM)
+            started.process.wait(STOP_WITHIN_S)
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=30) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def user(client: httpx.Client) -> str:
+    return client.get("/v1/users?limit=1").json()["users"][0]
+
+
+@pytest.mark.ray
+def test_answers_are_those_of_the_recommender(client, checkpoint, user):
+    recommender = Recommender.load(checkpoint)
+    expected = recommender.recommend([Request(user_id=user, k=5, explain=True)])[0]
+    answer = client.post("/v1/recommend", json={"user_id": user, "k": 5, "explain": True}).json()
+    assert answer["model_version"] == recommender.model_version
+    assert answer["rung"] == expected.rung == "history"
+    assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in expected.items]
+    assert [item["score"] for item in answer["items"]] == pytest.approx([one.score for one in expected.items], abs=1e-4)
+    assert answer["items"][0]["views"] == pytest.approx(expected.items[0].views, abs=1e-4)
+    assert client.get("/health/ready").json()["items"] == recommender.n_items
+
+
+@pytest.mark.ray
+def test_curl_without_a_content_type(service, user):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    body = f'{{"user_id":"{user}","k":2}}'
+    run = subprocess.run(["curl", "-s", "-X", "POST", f"{service.url}/v1/recommend", "-d", body], capture_output=True)
+    assert run.stdout.startswith(b'{"model_version":')
+
+
+@pytest.mark.ray
+def test_one_malformed_request_among_eight(client, user):
+    bodies = [{"user_id": user, "k": 3}] * 3 + [{"user_id": user, "k": 10_000_000}] + [{"user_id": user, "k": 3}] * 4
+    with ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(lambda body: client.post("/v1/recommend", json=body), bodies))
+    assert [response.status_code for response in responses] == [200, 200, 200, 422, 200, 200, 200, 200]
+    assert responses[3].json()["error"]["field"] == "k"
+    assert len({str(response.json()["items"]) for response in responses if response.status_code == 200}) == 1
+
+
+@pytest.mark.ray
+def test_an_unknown_user_and_unknown_items_are_answered(client):
+    answer = client.post("/v1/recommend", json={"user_id": "nobody at all", "k": 2}).json()
+    assert (answer["rung"], len(answer["items"])) == ("popularity", 2)
+    events = [{"item_id": "no such item"}, {"item_id": "没有"}]
+    assert client.post("/v1/recommend", json={"events": events, "k": 2}).json()["unknown_items"] == 2
+
+
+@pytest.mark.ray
+def test_score_and_similar(client, user):
+    item = client.post("/v1/recommend", json={"user_id": user, "k": 1}).json()["items"][0]
+    body = {"user_id": user, "candidates": [{"item_id": item["item_id"]}, {"item_id": "no such item"}]}
+    answer = client.post("/v1/score", json=body).json()
+    assert answer["candidates"][0]["score"] == pytest.approx(item["score"], abs=1e-4)
+    assert answer["candidates"][1] == {"item_id": "no such item", "score": None, "probability": None}
+    assert answer["unknown_items"] == 1
+    similar = client.get(f"/v1/similar/{item['item_id']}?k=2").json()["items"]
+    assert len(similar) == 2 and item["item_id"] not in [one["item_id"] for one in similar]
+    assert client.get("/v1/similar/no such item").status_code == 404
+
+
+@pytest.mark.ray
+def test_history_is_newest_first(client, user):
+    times = [event["timestamp"] for event in client.get(f"/v1/users/{user}/history").json()["events"]]
+    assert times and times == sorted(times, reverse=True)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"k": 0}', 422, "invalid_request"),
+        (b'{"k": 100000000}', 422, "invalid_request"),
+        (b'{"k": 1', 400, "invalid_json"),
+        (b" " * 10_000_000, 413, "body_too_long"),
+    ],
+)
+def test_bad_requests(client, body, status, code):
+    response = client.post("/v1/recommend", content=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.ray
+def test_health_pages_and_interface(client):
+    assert client.get("/health/live").json() == {"status": "live"}
+    assert client.get("/docs").status_code == 200
+    assert "MVRec" in client.get("/").text
+    assert client.get("/page/app.js").status_code == 200
+    assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
+    assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.ray
+def test_the_port_in_use_is_one_sentence(service, checkpoint):
+    port = service.url.rpartition(":")[2]
+    assert f"cannot listen on 127.0.0.1:{port}" in refused(checkpoint, "--port", port)
+
+
+def test_what_is_not_a_checkpoint_is_one_sentence(tmp_path):
+    assert "no such checkpoint directory" in refused(tmp_path / "none")
+    assert "it has no manifest.json" in refused(tmp_path)
+
+
+def test_the_deploy_file_builds_the_application(checkpoint):
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == "serve.app:build"
+    assert build({**application.args, "checkpoint": str(checkpoint), "max_batch_size": 4})
+    with pytest.raises(ValidationError, match="max_replica"):
+        build({"checkpoint": str(checkpoint), "max_replica": 4})
+
+
+@pytest.mark.ray
+def test_a_damaged_checkpoint_is_one_sentence(checkpoint, tmp_path):
+    damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    assert "model.safetensors" in refused(damaged, "--port", str(free_port()))
+
+
+@pytest.mark.ray
+def test_sigterm_stops_it_cleanly(service):  # the last one: it ends the service
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(STOP_WITHIN_S) == 0
+    assert service.wait_for("Stopped.", 5)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{service.url}/health/live")

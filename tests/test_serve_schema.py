@@ -1,0 +1,343 @@
+"""The routes in one process: what a body may hold, what every mistake is answered with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from shelf import Shelf
+from starlette.testclient import TestClient
+
+from mvrec_core.errors import CheckpointError, ConfigError, RequestError
+from mvrec_core.recommender import Answer, Candidate, Event, Request
+from serve.api import create_api
+from serve.batching import Batcher
+from serve.limits import MAX_BODY
+from serve.schema import RecommendBody, ScoreBody
+from serve.settings import serve_settings
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def client(shelf: Shelf) -> TestClient:
+    return TestClient(create_api(shelf, max_in_flight=4, timeout_s=0.5), raise_server_exceptions=False)
+
+
+def error(response) -> tuple[int, str, str | None]:
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"code", "message", "field"}
+    return response.status_code, body["error"]["code"], body["error"]["field"]
+
+
+def test_a_body_becomes_a_request():
+    body = {
+        "user_id": 196,
+        "events": [{"item_id": 50, "timestamp": "1997-12-04T15:55:49Z", "rating": 4}, {"item_id": "x"}],
+        "k": 3,
+        "exclude_seen": False,
+        "filter": {"allow": [1, "b"], "deny": ["c"]},
+        "explain": True,
+    }
+    assert RecommendBody.model_validate(body).request() == Request(
+        user_id="196",
+        events=(Event("50", 881250949.0, {"rating": 4}), Event("x")),
+        k=3,
+        exclude_seen=False,
+        allow=frozenset({"1", "b"}),
+        deny=frozenset({"c"}),
+        explain=True,
+    )
+
+
+def test_what_is_absent_has_the_default():
+    assert RecommendBody.model_validate({}).request() == Request()
+
+
+def test_candidates():
+    body = {"user_id": "u", "candidates": [{"item_id": 1}, {"features": {"title": "Alien", "year": 1979}}]}
+    request, candidates = ScoreBody.model_validate(body).request()
+    assert request == Request(user_id="u")
+    assert candidates == (Candidate("1"), Candidate(features={"title": "Alien", "year": 1979}))
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (5, 5.0),
+        (5.5, 5.5),
+        (-1, -1.0),
+        ("1970-01-01", 0.0),
+        ("1970-01-01T02:00:00+02:00", 0.0),
+        ("1970-01-01T00:00:01", 1.0),
+    ],
+)
+def test_timestamps(given, seconds):
+    body = RecommendBody.model_validate({"events": [{"item_id": "a", "timestamp": given}]})
+    assert body.request().events[0].timestamp == seconds
+
+
+def test_recommend(client):
+    response = client.post("/v1/recommend", json={"user_id": "ann", "k": 2, "explain": True})
+    views = {"id": 0.25, "text": 0.75}
+    assert response.json() == {
+        "model_version": "shelf-1",
+        "rung": "history",
+        "items": [
+            {"item_id": "a", "score": 3.0, "rank": 1, "display": "霸王别姬", "views": views},
+            {"item_id": "b", "score": 2.0, "rank": 2, "display": "المومياء", "views": views},
+        ],
+        "unknown_items": 0,
+    }
+    assert "霸王别姬" in response.content.decode("utf-8")  # not \u escapes
+
+
+def test_views_only_where_asked_and_unknown_items_counted(client):
+    answer = client.post("/v1/recommend", json={"events": [{"item_id": "zz"}, {"item_id": "a"}], "k": 1}).json()
+    assert answer["items"] == [{"item_id": "a", "score": 3.0, "rank": 1, "display": "霸王别姬"}]
+    assert (answer["rung"], answer["unknown_items"]) == ("popularity", 1)
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"]
+)
+def test_the_content_type_does_not_matter(client, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    assert client.post("/v1/recommend", content=b'{"user_id":"ann","k":1}', headers=headers).json()["rung"] == "history"
+
+
+def test_score(client):
+    body = {"user_id": "ann", "candidates": [{"item_id": "a"}, {"item_id": "zz"}, {"features": {"title": "?"}}]}
+    assert client.post("/v1/score", json=body).json() == {
+        "model_version": "shelf-1",
+        "rung": "history",
+        "candidates": [
+            {"item_id": "a", "score": 0.0, "probability": 0.5},
+            {"item_id": "zz", "score": None, "probability": None},
+            {"item_id": None, "score": 0.0, "probability": 0.5},
+        ],
+        "unknown_items": 1,
+    }
+
+
+def test_similar_users_and_history(client):
+    assert [item["item_id"] for item in client.get("/v1/similar/a?k=1").json()["items"]] == ["b"]
+    assert client.get("/v1/users", params={"prefix": "安"}).json() == {"users": ["安"]}
+    assert client.get("/v1/users/ann/history").json() == {
+        "user_id": "ann",
+        "events": [{"item_id": "b", "display": "المومياء", "timestamp": 881250949.0}],
+    }
+    assert error(client.get("/v1/similar/zz")) == (404, "not_found", "item_id")
+    assert error(client.get("/v1/similar/x%2Fy")) == (404, "not_found", "item_id")  # an id may hold a slash
+    assert error(client.get("/v1/users/bob/history")) == (404, "not_found", "user_id")
+
+
+def test_health(client):
+    assert client.get("/health/live").json() == {"status": "live"}
+    assert client.get("/health/ready").json() == {"status": "ready", "model_version": "shelf-1", "items": 3}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"usr_id": "ann"}, "usr_id", "unknown key 'usr_id'; did you mean 'user_id'?"),
+        ({"filter": {"alow": []}}, "filter.alow", "unknown key 'filter.alow'; did you mean 'allow'?"),
+        ({"k": 0}, "k", "'k': expected at least 1, found 0"),
+        ({"k": "5"}, "k", "'k': expected an integer, found \"5\""),
+        ({"k": True}, "k", "'k': expected an integer, found true"),
+        ({"k": 4}, "k", "k is at most 3, found 4"),
+        ({"exclude_seen": "no"}, "exclude_seen", "'exclude_seen': expected true or false, found \"no\""),
+        ({"user_id": 1.5}, "user_id", "'user_id': expected a string or an integer, found a fraction"),
+        ({"user_id": True}, "user_id", "'user_id': expected a string or an integer, found a boolean"),
+        ({"user_id": "\ud800"}, "user_id", "'user_id': expected Unicode text, found half of a surrogate pair"),
+        ({"events": {"item_id": "a"}}, "events", "'events': expected a list, found an object"),
+        ({"events": ["a"]}, "events.0", "'events.0': expected a JSON object, found \"a\""),
+        ({"events": [{"item": "a"}]}, "events.0.item_id", "'events.0.item_id' is missing"),
+        ([], None, "the body: expected a JSON object, found a list"),
+        (None, None, "the body: expected a JSON object, found null"),
+    ],
+)
+def test_mistakes_in_a_body(client, body, field, message):
+    response = client.post("/v1/recommend", content=json.dumps(body))
+    assert error(response) == (422, "invalid_request", field)
+    assert response.json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize("timestamp", ["yesterday", 881250949000, 1e400, True, [], "0000-01-01"])
+def test_mistakes_in_a_timestamp(client, timestamp):
+    response = client.post("/v1/recommend", content=json.dumps({"events": [{"item_id": "a", "timestamp": timestamp}]}))
+    assert error(response) == (422, "invalid_request", "events.0.timestamp")
+
+
+@pytest.mark.parametrize("candidate", [{}, {"item_id": "a", "features": {}}, {"features": 3}, {"id": "a"}])
+def test_mistakes_in_a_candidate(client, candidate):
+    status, code, field = error(client.post("/v1/score", json={"candidates": [candidate]}))
+    assert (status, code) == (422, "invalid_request") and field.startswith("candidates.0")
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"k":', b"{'k': 1}", b'{"user_id":"\xff"}', b"[" * 100_000, b'{"k":' + b"9" * 5000 + b"}"]
+)
+def test_invalid_json(client, body):
+    assert error(client.post("/v1/recommend", content=body)) == (400, "invalid_json", None)
+
+
+def test_an_empty_body_is_a_missing_one(client):
+    assert error(client.post("/v1/recommend")) == (422, "invalid_request", None)
+
+
+def test_mistakes_in_an_address(client):
+    assert error(client.get("/v1/nothing")) == (404, "not_found", None)
+    assert error(client.get("/page/nothing.js")) == (404, "not_found", None)
+    assert error(client.get("/page/../api.py")) == (404, "not_found", None)
+    assert error(client.get("/v1/recommend")) == (405, "method_not_allowed", None)
+    assert error(client.get("/v1/similar/a?k=0")) == (422, "invalid_request", "k")
+    assert error(client.get("/v1/similar/a?k=many")) == (422, "invalid_request", "k")
+
+
+def test_a_long_body_is_refused(client, shelf):
+    assert error(client.post("/v1/recommend", content=b" " * 10_000_000)) == (413, "body_too_long", None)
+    assert shelf.request is None
+    longest = b'{"k":1}'.ljust(MAX_BODY)
+    assert client.post("/v1/recommend", content=longest).status_code == 200
+    assert client.post("/v1/recommend", content=longest + b" ").status_code == 413
+
+
+@pytest.mark.parametrize(("headers", "pieces"), [([(b"content-length", b"10000000")], 0), ([], 11)])
+def test_no_more_of_a_long_body_is_read_than_the_limit(shelf, headers, pieces):
+    read, sent = [], []
+
+    async def receive():
+        read.append(100_000)
+        return {"type": "http.request", "body": b" " * 100_000, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "headers": headers, "query_string": b""}
+    asyncio.run(create_api(shelf, 4, 5.0)(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert len(read) == pieces
+
+
+def test_a_failure_inside_says_nothing_about_the_inside(client):
+    assert error(client.post("/v1/recommend", json={"user_id": "broken", "k": 1})) == (500, "internal", None)
+
+
+def test_too_late_is_503(client, shelf):
+    shelf.delay_s = 5.0
+    assert error(client.post("/v1/recommend", json={"k": 1})) == (503, "timeout", None)
+
+
+def test_too_many_at_a_time_are_503_at_once(client, shelf):
+    shelf.delay_s = 0.3
+    with client, ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(lambda _: client.post("/v1/recommend", json={"k": 1}), range(8)))
+        assert client.get("/health/live").status_code == 200
+    codes = sorted(response.status_code for response in responses)
+    assert codes == [200] * 4 + [503] * 4
+    refused = next(response for response in responses if response.status_code == 503)
+    assert error(refused)[1] == "overloaded" and refused.headers["retry-after"] == "1"
+
+
+def test_openapi_describes_the_bodies(client):
+    api = client.get("/openapi.json").json()
+    post = api["paths"]["/v1/recommend"]["post"]
+    schema = {"$ref": "#/components/schemas/RecommendBody"}
+    assert post["requestBody"] == {"content": {"application/json": {"schema": schema}}, "required": True}
+    assert set(post["responses"]) == {"200", "400", "413", "422", "503"}
+    body = api["components"]["schemas"]["RecommendBody"]
+    assert set(body["properties"]) == {"user_id", "events", "k", "exclude_seen", "filter", "explain"}
+    assert body["additionalProperties"] is False
+    ids = {"type": "string"}, {"type": "integer"}
+    assert api["components"]["schemas"]["EventBody"]["properties"]["item_id"]["anyOf"] == list(ids)
+
+
+def test_pages_need_no_other_host(client):
+    for path in ("/", "/docs"):
+        response = client.get(path)
+        assert response.headers["content-type"].startswith("text/html")
+        assert response.headers["content-security-policy"].startswith("default-src 'self'")
+        assert "http" not in response.text
+
+
+def batched(recommend, requests, max_size: int = 8):
+    """The outcome of each request when all come at once."""
+
+    async def all_at_once():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(recommend, executor, max_size, wait_s=0.01)
+            return await asyncio.gather(*(batcher.answer(one) for one in requests), return_exceptions=True)
+
+    return asyncio.run(all_at_once())
+
+
+def test_a_batch_keeps_answers_and_errors_apart():
+    sizes = []
+
+    def recommend(requests):
+        sizes.append(len(requests))
+        return [RequestError("no", "k") if one.k == 0 else Answer("history", [], one.k) for one in requests]
+
+    outcome = batched(recommend, [Request(k=k) for k in (1, 2, 0, 4, 5)], max_size=4)
+    assert [one.unknown_items for one in outcome if isinstance(one, Answer)] == [1, 2, 4, 5]
+    assert isinstance(outcome[2], RequestError)
+    assert sizes == [4, 1]
+
+
+def test_a_batch_that_breaks_is_answered_one_by_one():
+    def recommend(requests):
+        return [Answer("history", [], 10 // one.k) for one in requests]
+
+    outcome = batched(recommend, [Request(k=k) for k in (1, 0, 2)])
+    assert [outcome[0].unknown_items, outcome[2].unknown_items] == [10, 5]
+    assert isinstance(outcome[1], ZeroDivisionError)
+
+
+def test_requests_that_come_while_the_model_is_busy_share_its_next_batch():
+    sizes, busy, go_on = [], threading.Event(), threading.Event()
+
+    def recommend(requests):
+        sizes.append(len(requests))
+        busy.set()
+        go_on.wait(5)
+        return [Answer("history", [], 0) for _ in requests]
+
+    async def trickle():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(recommend, executor, max_size=32, wait_s=0.001)
+            first = asyncio.create_task(batcher.answer(Request()))
+            await asyncio.to_thread(busy.wait, 5)
+            others = []
+            for _ in range(5):
+                others.append(asyncio.create_task(batcher.answer(Request())))
+                await asyncio.sleep(0.005)  # longer than wait_s: @serve.batch would make five batches of them
+            go_on.set()
+            await asyncio.gather(first, *others)
+
+    asyncio.run(trickle())
+    assert sizes == [1, 5]
+
+
+def test_settings_come_from_the_checkpoint_and_are_changed_by_what_is_given(checkpoint):
+    saved = serve_settings(checkpoint, {"port": None})
+    changed = serve_settings(checkpoint, {"port": 9000, "min_replicas": saved.max_replicas + 1})
+    assert (changed.port, changed.host) == (9000, saved.host)
+    assert changed.max_replicas == changed.min_replicas == saved.max_replicas + 1
+    with pytest.raises(ConfigError, match="max_batch_size"):
+        serve_settings(checkpoint, {"max_batch_size": 0})
+    with pytest.raises(ConfigError, match="max_replicas 1 is below min_replicas 2"):
+        serve_settings(checkpoint, {"min_replicas": 2, "max_replicas": 1})
+
+
+def test_what_is_not_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint directory"):
+        serve_settings(tmp_path / "none", {})
+    with pytest.raises(CheckpointError, match="it has no manifest.json"):
+        serve_settings(tmp_path, {})
