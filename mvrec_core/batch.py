@@ -1,0 +1,78 @@
+"""Tensors from histories: the same collate for training, evaluation and serving.
+
+Shapes: B examples, L steps of the longest, T = L + 1 outputs (the first knows only the profile), M values of a category.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvrec_core.catalog import PAD
+from mvrec_core.features import MISSING_TIME
+from mvrec_core.sequences import Examples, Histories
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    item:   int64 [B, L], PAD behind a shorter history
+    time:   int64 [B, L] microseconds, MISSING_TIME where missing
+    length: int64 [B], steps of each
+    target: int64 [B, T], the item that follows each step, PAD where there is none to predict
+    event:  {view: [B, L] or [B, L, M]}
+    user:   {view: [B] or [B, M]}
+    """
+
+    item: Tensor
+    time: Tensor
+    length: Tensor
+    target: Tensor
+    event: dict[str, Tensor]
+    user: dict[str, Tensor]
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+        return Batch(**moved)
+
+
+def collate(histories: Histories, examples: Examples) -> Batch:
+    """The batch of some examples, on the CPU."""
+    length = examples.stop - examples.start
+    step = np.arange(int(length.max(initial=0)))
+    inside = step < length[:, None]
+    first = histories.offsets[examples.user] + examples.start
+    row = np.where(inside, first[:, None] + step, 0)
+
+    place = np.arange(len(step) + 1)
+    position = examples.start[:, None] + place
+    wanted = (position < examples.limit[:, None]) & (place <= length[:, None])
+    wanted &= (place > 0) | (examples.start == 0)[:, None]  # only a history's first event follows the bare profile
+    following = np.where(wanted, first[:, None] + place, 0)
+    return Batch(
+        item=torch.from_numpy(_padded(histories.item, row, inside, PAD)),
+        time=torch.from_numpy(_padded(histories.time, row, inside, MISSING_TIME)),
+        length=torch.from_numpy(length),
+        target=torch.from_numpy(_padded(histories.item, following, wanted, PAD)),
+        event={name: torch.from_numpy(_padded(v, row, inside, _missing(v))) for name, v in histories.event.items()},
+        user={name: torch.from_numpy(values[examples.user]) for name, values in histories.user.items()},
+    )
+
+
+def _missing(values: np.ndarray) -> int | float:
+    if values.dtype.kind == "f":
+        return np.nan
+    return PAD if values.ndim == 2 else MISSING_TIME
+
+
+def _padded(values: np.ndarray, row: np.ndarray, inside: np.ndarray, filler: int | float) -> np.ndarray:
+    if not len(values):
+        return np.full((*row.shape, *values.shape[1:]), filler, values.dtype)
+    mask = inside.reshape(inside.shape + (1,) * (values.ndim - 1))
+    return np.where(mask, values[row], np.asarray(filler, values.dtype))

@@ -1,0 +1,55 @@
+"""Where an external id or category value becomes an index; index 0 is PAD (nothing), 1 is UNKNOWN (something new)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PAD, UNKNOWN, FIRST = 0, 1, 2
+
+
+class Vocabulary:
+    """Distinct strings; the one at position p has the index FIRST + p."""
+
+    def __init__(self, values: Sequence[str] | pa.Array):
+        self.values = pa.array(values, pa.string()) if not isinstance(values, pa.Array) else values.cast(pa.string())
+
+    def __len__(self) -> int:
+        """Indices in use, PAD and UNKNOWN included: the rows that an embedding table needs."""
+        return FIRST + len(self.values)
+
+    def index(self, values: Sequence[str | None] | pa.Array) -> np.ndarray:
+        """int64 [n] of n strings: UNKNOWN for a string that is not here, PAD for null."""
+        strings = pa.array(values, pa.string()) if not isinstance(values, (pa.Array, pa.ChunkedArray)) else values
+        position = pc.index_in(strings.cast(pa.string()), value_set=self.values)
+        found = pc.fill_null(position, UNKNOWN - FIRST).to_numpy(zero_copy_only=False).astype(np.int64) + FIRST
+        found[strings.is_null().to_numpy(zero_copy_only=False)] = PAD
+        return found
+
+    def value(self, index: int) -> str:
+        return self.values[index - FIRST].as_py()
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The items that can be ranked, and what is known of them.
+
+    table: a row an item in index order: item_id, display, and a column a item-level view that reads columns
+    """
+
+    table: pa.Table
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", Vocabulary(self.table["item_id"].combine_chunks()))
+        object.__setattr__(self, "display", self.table["display"].to_pylist())
+
+    ids: Vocabulary = None  # type: ignore[assignment]  # derived
+    display: list[str | None] = None  # type: ignore[assignment]  # derived
+
+    def __len__(self) -> int:
+        """Items, without PAD and UNKNOWN."""
+        return self.table.num_rows

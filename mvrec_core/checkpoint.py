@@ -1,0 +1,157 @@
+"""A checkpoint: one directory that holds all that inference needs, with a hash for each file.
+
+    config.json          the run's configuration
+    model.safetensors    every weight but the text encoder's, and the vectors of the catalogue's texts
+    text_encoder/        the tuned encoder and its tokenizer, where there is a text view
+    fitted.json          vocabularies and scales
+    items.parquet        the catalogue in index order
+    item_vectors.npy     float32 [N, D], unit vectors; rows PAD and UNKNOWN are zero
+    users.parquet        histories and profiles, a row a user
+    metrics.json         validation metrics of this model
+    manifest.json        format version, model version, sha256 of each file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+from mvrec_core.catalog import FIRST, Catalog
+from mvrec_core.config import Config, parse_config
+from mvrec_core.errors import CheckpointError, MVRecError
+from mvrec_core.features import Fitted
+from mvrec_core.model import MVRec
+from mvrec_core.sequences import TRAIN, Histories
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model is trained on: the catalogue, what was fitted on train, and a table of a row a user with
+    user_id, lists item, timestamp, split, "event.<view>", and "user.<view>"."""
+
+    catalog: Catalog
+    fitted: Fitted
+    users: pa.Table
+
+    def histories(self, config: Config) -> Histories:
+        return Histories.from_table(self.users, config, self.catalog.ids, self.fitted)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    config: Config
+    model: MVRec
+    data: Data
+    item_vectors: torch.Tensor  # [N, D]
+    model_version: str
+
+
+def new_model(config: Config, data: Data, histories: Histories) -> MVRec:
+    """An untrained model; the same seed gives the same weights."""
+    torch.manual_seed(config.seed)
+    seen = histories.item[histories.split == TRAIN]
+    counts = np.bincount(seen, minlength=FIRST + len(data.catalog))
+    return MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
+
+
+def save(directory: Path, model: MVRec, data: Data, item_vectors: torch.Tensor, metrics: dict) -> None:
+    """Writes aside, the manifest last, then renames: a reader sees the whole directory or none.
+
+    Raises CheckpointError when the directory exists.
+    """
+    if directory.exists():
+        raise CheckpointError(f"{directory}: already exists, and a checkpoint is never overwritten")
+    aside = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    config = model.config
+    if model.text is not None:
+        model.text.save(aside / "text_encoder")
+        text = config.model.text.model_copy(update={"path": "text_encoder", "tune": "frozen"})
+        config = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
+    (aside / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
+    save_file(_weights(model), aside / "model.safetensors")
+    (aside / "fitted.json").write_text(data.fitted.to_json(), encoding="utf-8")
+    pq.write_table(data.catalog.table, aside / "items.parquet")
+    np.save(aside / "item_vectors.npy", item_vectors.cpu().float().numpy())
+    pq.write_table(data.users, aside / "users.parquet")
+    (aside / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    files = {path.relative_to(aside).as_posix(): _sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+    version = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    manifest = {"format": FORMAT, "model_version": version, "files": files}
+    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    aside.rename(directory)
+
+
+def verify(directory: Path) -> dict:
+    """The manifest of a checkpoint whose files are all there and unchanged. Raises CheckpointError."""
+    path = directory / "manifest.json"
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such checkpoint directory")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files, version = manifest["files"], manifest["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing, so {directory} is not a whole checkpoint") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: damaged: expected JSON with 'format' and 'files'") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, found {version}")
+    for name, digest in files.items():
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory / name}: missing, but the manifest lists it")
+        found = _sha256(directory / name)
+        if found != digest:
+            raise CheckpointError(f"{directory / name}: damaged: expected sha256 {digest[:12]}…, found {found[:12]}…")
+    return manifest
+
+
+def load(directory: str | Path, device: str = "cpu") -> Checkpoint:
+    """Verifies every hash and loads strictly. Raises CheckpointError."""
+    directory = Path(directory)
+    manifest = verify(directory)
+    tree = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if tree["model"]["text"]["path"] is not None:
+        tree["model"]["text"]["path"] = str(directory / "text_encoder")
+    try:
+        config = parse_config(tree, str(directory / "config.json"))
+        catalog = Catalog(pq.read_table(directory / "items.parquet"))
+        data = Data(catalog, Fitted.load(directory / "fitted.json"), pq.read_table(directory / "users.parquet"))
+        model = MVRec(config, catalog, data.fitted, torch.zeros(FIRST + len(catalog)))
+        load_weights(model, load_file(directory / "model.safetensors"))
+    except (RuntimeError, KeyError, pa.ArrowInvalid) as error:
+        raise CheckpointError(f"{directory}: does not fit this version of mvrec: {str(error).splitlines()[0]}") from None
+    except MVRecError as error:
+        raise CheckpointError(str(error)) from None
+    vectors = torch.from_numpy(np.load(directory / "item_vectors.npy"))
+    return Checkpoint(config, model.to(device).eval(), data, vectors.to(device), manifest["model_version"])
+
+
+def load_weights(model: MVRec, weights: dict[str, torch.Tensor]) -> None:
+    """Strictly: every weight but the text encoder's, and none besides. Raises RuntimeError."""
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.startswith("text.encoder.")]
+    if missing or unexpected:
+        raise RuntimeError(f"weights missing: {missing}, unexpected: {unexpected}")
+
+
+def _weights(model: MVRec) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    return {name: value.contiguous() for name, value in state.items() if not name.startswith("text.encoder.")}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

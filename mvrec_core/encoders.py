@@ -1,0 +1,77 @@
+"""The encoders of the views but text: a view's values -> z [..., D] and present bool [...]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mvrec_core.catalog import FIRST, PAD
+from mvrec_core.features import MISSING_TIME
+
+SECOND = 1_000_000  # in microseconds
+GAPS = 32  # buckets of a time gap, powers of two of a second; the last is for an unknown gap
+
+
+class IdEncoder(nn.Module):
+    """item [...] -> its embedding; an UNKNOWN item has none."""
+
+    def __init__(self, n_items: int, dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(n_items, dim, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+
+    def forward(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embedding(item), item >= FIRST
+
+
+class CategoryEncoder(nn.Module):
+    """values int64 [..., M] -> the mean of their embeddings."""
+
+    def __init__(self, n_values: int, dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(n_values, dim, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        there = (values != PAD).unsqueeze(-1)
+        count = there.sum(-2)
+        return (self.embedding(values) * there).sum(-2) / count.clamp(min=1), count.squeeze(-1) > 0
+
+
+class NumberEncoder(nn.Module):
+    """standardised values float [...] -> a two-layer projection."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        present = ~values.isnan()
+        return self.net(values.nan_to_num().clamp(-5, 5).unsqueeze(-1)), present
+
+
+class TimeEncoder(nn.Module):
+    """times int64 [..., L] in microseconds, oldest first -> gap before, hour of the day and weekday (UTC)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gap = nn.Embedding(GAPS, dim)
+        self.hour = nn.Embedding(24, dim)
+        self.weekday = nn.Embedding(7, dim)
+        for table in (self.gap, self.hour, self.weekday):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+
+    def forward(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        present = time != MISSING_TIME
+        before = torch.cat([torch.full_like(time[..., :1], MISSING_TIME), time[..., :-1]], dim=-1)
+        hours = torch.where(present, time, 0).div(3600 * SECOND, rounding_mode="floor")
+        weekday = (hours.div(24, rounding_mode="floor") + 3) % 7  # 1970-01-01 was a Thursday
+        return self.gap(gap_bucket(before, time)) + self.hour(hours % 24) + self.weekday(weekday), present
+
+
+def gap_bucket(earlier: Tensor, later: Tensor) -> Tensor:
+    """int64: 0 under a second, else 1 + floor(log2 of the seconds), at most GAPS - 2; GAPS - 1 where a time is missing."""
+    known = (earlier != MISSING_TIME) & (later != MISSING_TIME)
+    seconds = torch.where(known, (later - earlier).clamp(min=0), 0).div(SECOND, rounding_mode="floor")
+    bucket = torch.where(seconds > 0, seconds.clamp(min=1).double().log2().floor().long() + 1, 0).clamp(max=GAPS - 2)
+    return torch.where(known, bucket, GAPS - 1)

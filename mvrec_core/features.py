@@ -1,0 +1,66 @@
+"""What a view reads, as arrays: categories as indices, numbers standardised, times as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mvrec_core.catalog import Vocabulary
+from mvrec_core.config import View
+
+MISSING_TIME = np.iinfo(np.int64).min
+MAX_VALUES = 16  # of a multi-valued category; more are cut
+
+Array = pa.Array | pa.ChunkedArray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was learned from train about the values of each view."""
+
+    vocabularies: Mapping[str, Vocabulary]
+    scales: Mapping[str, tuple[float, float]]  # mean, standard deviation
+
+    @staticmethod
+    def load(path: Path) -> Fitted:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return Fitted(
+            {name: Vocabulary(fit["values"]) for name, fit in tree.items() if fit["kind"] == "category"},
+            {name: (fit["mean"], fit["std"]) for name, fit in tree.items() if fit["kind"] == "number"},
+        )
+
+    def to_json(self) -> str:
+        tree: dict[str, dict] = {}
+        for name, vocabulary in self.vocabularies.items():
+            tree[name] = {"kind": "category", "values": vocabulary.values.to_pylist()}
+        for name, (mean, std) in self.scales.items():
+            tree[name] = {"kind": "number", "mean": mean, "std": std}
+        return json.dumps(tree, ensure_ascii=False, sort_keys=True)
+
+    def encode(self, name: str, view: View, values: Array) -> np.ndarray:
+        """Of n values of a view: category -> int64 [n, M], padded with PAD; number -> float32 [n], NaN where missing;
+        time -> int64 [n] microseconds, MISSING_TIME where missing."""
+        values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        if view.kind == "category":
+            return _categories(self.vocabularies[name], values)
+        if view.kind == "number":
+            mean, std = self.scales[name]
+            numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            return ((numbers - mean) / (std or 1.0)).astype(np.float32)
+        return values.cast(pa.int64()).fill_null(int(MISSING_TIME)).to_numpy(zero_copy_only=False)
+
+
+def _categories(vocabulary: Vocabulary, values: pa.ListArray) -> np.ndarray:
+    size = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    out = np.zeros((len(values), max(1, min(int(size.max(initial=0)), MAX_VALUES))), np.int64)
+    flat = vocabulary.index(values.flatten())
+    row = np.repeat(np.arange(len(values)), size)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(size) - size, size)
+    kept = place < out.shape[1]
+    out[row[kept], place[kept]] = flat[kept]
+    return out

@@ -1,0 +1,275 @@
+"""The model, top to bottom: views -> fused steps -> causal encoder -> a user's vector; the same views -> an item's vector.
+
+Shapes: B users, L steps, T = L + 1 outputs, N catalogue rows, n of them needed now, K views, D dimensions, P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mvrec_core import losses
+from mvrec_core.batch import Batch
+from mvrec_core.catalog import FIRST, PAD, Catalog
+from mvrec_core.config import Config, ModelConfig
+from mvrec_core.encoders import GAPS, CategoryEncoder, IdEncoder, NumberEncoder, TimeEncoder, gap_bucket
+from mvrec_core.features import Fitted
+from mvrec_core.fusion import GatedFusion, LinearFusion
+from mvrec_core.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class ItemViews:
+    """The item-level views of n items: z [n, K, D] and present bool [n, K]."""
+
+    z: Tensor
+    present: Tensor
+
+    def __getitem__(self, rows: Tensor) -> ItemViews:
+        return ItemViews(self.z[rows], self.present[rows])
+
+
+class MVRec(nn.Module):
+    def __init__(self, config: Config, catalog: Catalog, fitted: Fitted, popularity: Tensor):
+        """popularity [N]: train events of each catalogue row; negatives of sampled_softmax are drawn by its root."""
+        super().__init__()
+        self.config = config
+        dim = config.model.dim
+        self.item_view_names = list(config.views_at("item"))
+        self.event_view_names = list(config.views_at("event"))
+        self.user_view_names = list(config.views_at("user"))
+        self.text: TextEncoder | None = None
+        self.encoders = nn.ModuleDict()
+        linear = config.model.fusion == "linear"
+        for name, view in (config.views_at("item") if linear else config.views).items():
+            if view.kind == "id":
+                self.encoders[name] = IdEncoder(FIRST + len(catalog), dim)
+            elif view.kind == "category":
+                self.encoders[name] = CategoryEncoder(len(fitted.vocabularies[name]), dim)
+            elif view.kind == "number":
+                self.encoders[name] = NumberEncoder(dim)
+            elif view.kind == "time":
+                self.encoders[name] = TimeEncoder(dim)
+            elif view.kind == "text":
+                self.text = TextEncoder(config.model.text, catalog.table[name].to_pylist())
+                self.encoders[name] = nn.Linear(self.text.hidden, dim)
+        for name, values in item_features(config, catalog.table, fitted).items():
+            self.register_buffer(f"item_{name}", values, persistent=False)
+        self.register_buffer("draw", _draw_weights(popularity), persistent=False)
+        self.text_dropout = nn.Dropout(config.model.view_dropout)
+        self.fusion: GatedFusion | LinearFusion
+        if linear:
+            self.fusion = LinearFusion(len(self.item_view_names), dim)
+        else:
+            self.fusion = GatedFusion(len(self.item_view_names) + len(self.event_view_names), dim)
+            self.user_fusion = GatedFusion(max(1, len(self.user_view_names)), dim)
+            self.sequence = SequenceEncoder(config.model, timed=any(v.kind == "time" for v in config.views.values()))
+            self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.log_tau = nn.Parameter(torch.tensor(config.model.temperature).log())
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    @property
+    def tau(self) -> Tensor:
+        return self.log_tau.exp()
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.draw)
+
+    # items
+
+    def item_views(self, item: Tensor, live: Tensor | None = None) -> ItemViews:
+        """int64 [n] catalogue rows -> their item-level views; `live` as in TextEncoder.forward."""
+        encoded = []
+        for name in self.item_view_names:
+            view = self.config.views[name]
+            if view.kind == "id":
+                encoded.append(self.encoders[name](item))
+            elif view.kind == "text":
+                vector, present = self.text(item, live)  # type: ignore[misc]
+                encoded.append((self.encoders[name](self.text_dropout(vector)), present))
+            else:
+                encoded.append(self.encoders[name](getattr(self, f"item_{name}")[item]))
+        return _stack(encoded)
+
+    def new_item_views(self, features: Mapping[str, Tensor], texts: Sequence[str | None]) -> ItemViews:
+        """The views of n items that are not in the catalogue, from item_features and their texts."""
+        encoded = []
+        for name in self.item_view_names:
+            view = self.config.views[name]
+            if view.kind == "id":
+                encoded.append(self.encoders[name](torch.zeros(len(texts), dtype=torch.int64, device=self.draw.device)))
+            elif view.kind == "text":
+                vector = self.text.embed([text or "" for text in texts])  # type: ignore[union-attr]
+                there = torch.tensor([bool(text) for text in texts], device=vector.device)
+                encoded.append((self.encoders[name](vector * there[:, None]), there))
+            else:
+                encoded.append(self.encoders[name](features[name].to(self.draw.device)))
+        return _stack(encoded)
+
+    def item_vectors(self, views: ItemViews) -> tuple[Tensor, Tensor]:
+        """Unit vectors [n, D] (zero for an item with no view at all) and view weights [n, K]."""
+        if isinstance(self.fusion, LinearFusion):
+            vector, weight = self.fusion(views.z, views.present), views.present.float()
+        else:
+            vector, weight = self.fusion(views.z, views.present, slice(len(self.item_view_names)))
+        return F.normalize(vector.float(), dim=-1), weight
+
+    # users
+
+    def user_vectors(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
+        """Unit vectors [B, T, D] after each step. `views` of the items of the batch, row [B, L] where each step's is."""
+        item_z, item_present = views.z[row], views.present[row]
+        if isinstance(self.fusion, LinearFusion):
+            return self._linear_users(item_z, item_present)
+        encoded = [self._event_view(name, batch) for name in self.event_view_names]
+        events = _stack(encoded) if encoded else ItemViews(item_z[..., :0, :], item_present[..., :0])
+        step_BLD, _ = self.fusion(torch.cat([item_z, events.z], -2), torch.cat([item_present, events.present], -1))
+        first_B1D = self._profile(batch)[:, None].to(step_BLD.dtype)
+        time = F.pad(batch.time, (1, 0), value=torch.iinfo(torch.int64).min)
+        return F.normalize(self.sequence(torch.cat([first_B1D, step_BLD], 1), time).float(), dim=-1)
+
+    def _event_view(self, name: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        z, present = self.encoders[name](batch.event[name])
+        return z, present & (batch.item != PAD)
+
+    def _profile(self, batch: Batch) -> Tensor:
+        """[B, D]: what is known before any event."""
+        if not self.user_view_names:
+            return self.start + 0.0 * self.user_fusion.A.sum() + torch.zeros(len(batch.item), 1, device=self.start.device)
+        views = _stack([self.encoders[name](batch.user[name]) for name in self.user_view_names])
+        return self.start + self.user_fusion(views.z, views.present)[0]
+
+    def _linear_users(self, item_z: Tensor, item_present: Tensor) -> Tensor:
+        """x_i of the source formulation after each step: the mean of view i over the steps so far."""
+        there = item_present.unsqueeze(-1)
+        total, count = (item_z * there).cumsum(1), there.cumsum(1)
+        mean = F.pad(total / count.clamp(min=1), (0, 0, 0, 0, 1, 0))
+        return F.normalize(self.fusion(mean, F.pad(count[..., 0] > 0, (0, 0, 1, 0))).float(), dim=-1)
+
+    # training
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, a scalar: the mean over its targets."""
+        settings = self.config.train
+        wanted = batch.target >= FIRST
+        target_P = batch.target[wanted]
+        sampled = self._negatives(len(target_P), generator)
+        everything = settings.loss == "softmax"
+        touched = torch.cat([batch.item.flatten(), target_P])
+        needed = (
+            torch.arange(self.n_rows, device=touched.device) if everything else torch.cat([touched, sampled]).unique()
+        )
+        live = None
+        if self.text is not None and self.text.tuned:
+            live = self.text.choose_live(touched, generator)
+        views = self.item_views(needed, live)
+        place = torch.zeros(self.n_rows, dtype=torch.int64, device=needed.device)
+        place[needed] = torch.arange(len(needed), device=needed.device)
+        items_nD, _ = self.item_vectors(views)
+        users_PD = self.user_vectors(batch, views, place[batch.item])[wanted]
+        if everything:
+            return losses.softmax(users_PD, items_nD[FIRST:], target_P - FIRST, self.tau, self.bias)
+        positive_P = (users_PD * items_nD[place[target_P]]).sum(-1)
+        if settings.loss == "bce":
+            negative_P = (users_PD * items_nD[place[sampled]]).sum(-1)
+            return losses.bce(positive_P, negative_P, self.tau, self.bias)
+        negative_PC = users_PD @ items_nD[place[sampled]].T
+        log_q = (self.draw / self.draw.sum()).clamp(min=1e-12).log()
+        return losses.sampled_softmax(positive_P, negative_PC, target_P, sampled, log_q, self.tau, self.bias)
+
+    def _negatives(self, targets: int, generator: torch.Generator) -> Tensor:
+        """Items to score against: shared by the batch for sampled_softmax, uniform and one a target for bce."""
+        settings = self.config.train
+        if settings.loss == "softmax":
+            return torch.zeros(0, dtype=torch.int64, device=self.draw.device)
+        if settings.loss == "bce":
+            drawn = torch.randint(FIRST, self.n_rows, (targets,), generator=generator)
+        else:
+            drawn = torch.multinomial(self.draw.cpu(), settings.negatives, replacement=True, generator=generator)
+        return drawn.to(self.draw.device)
+
+
+class SequenceEncoder(nn.Module):
+    """A pre-norm causal transformer whose attention knows how many steps and how much time lie between two steps.
+
+    h [B, T, D] and time int64 [B, T] in microseconds -> [B, T, D]
+    """
+
+    def __init__(self, config: ModelConfig, timed: bool):
+        super().__init__()
+        self.heads = config.heads
+        self.position = nn.Embedding(config.max_len + 1, config.dim)
+        nn.init.normal_(self.position.weight, std=config.dim**-0.5 / 4)
+        self.distance = nn.Embedding(config.max_len + 1, config.heads)
+        self.gap = nn.Embedding(GAPS, config.heads) if timed else None
+        nn.init.zeros_(self.distance.weight)
+        if self.gap is not None:
+            nn.init.zeros_(self.gap.weight)
+        self.enter = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.leave = nn.LayerNorm(config.dim)
+
+    def forward(self, h_BTD: Tensor, time_BT: Tensor) -> Tensor:
+        length = h_BTD.shape[1]
+        place = torch.arange(length, device=h_BTD.device)
+        h_BTD = self.dropout(self.enter(h_BTD) + self.position(place))
+        back_TT = place[:, None] - place
+        bias = self.distance(back_TT.clamp(min=0))  # [T, T, heads]
+        if self.gap is not None:
+            bias = bias + self.gap(gap_bucket(time_BT[:, None, :], time_BT[:, :, None]))
+        bias = bias.movedim(-1, -3).masked_fill(back_TT < 0, -torch.inf)
+        if bias.ndim == 3:
+            bias = bias[None]
+        for block in self.blocks:
+            h_BTD = block(h_BTD, bias)
+        return self.leave(h_BTD)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.feed = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h_BTD: Tensor, bias: Tensor) -> Tensor:
+        b, t, d = h_BTD.shape
+        qkv = self.qkv(self.norm_1(h_BTD)).view(b, t, 3, self.heads, d // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        h_BTD = h_BTD + self.dropout(self.out(seen.transpose(1, 2).reshape(b, t, d)))
+        return h_BTD + self.dropout(self.feed(self.norm_2(h_BTD)))
+
+
+def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:
+    """{view: [rows_before + n, ...]} of the category and number views of a table of items; the rows before are empty."""
+    out = {}
+    for name, view in config.views_at("item").items():
+        if view.kind in ("category", "number"):
+            values = fitted.encode(name, view, table[name])
+            filler = np.full((rows_before, *values.shape[1:]), PAD if view.kind == "category" else np.nan, values.dtype)
+            out[name] = torch.from_numpy(np.concatenate([filler, values]))
+    return out
+
+
+def _draw_weights(popularity: Tensor) -> Tensor:
+    weight = (popularity.float() + 1.0).sqrt()
+    weight[:FIRST] = 0.0
+    return weight
+
+
+def _stack(encoded: Sequence[tuple[Tensor, Tensor]]) -> ItemViews:
+    return ItemViews(torch.stack([z.float() for z, _ in encoded], -2), torch.stack([p for _, p in encoded], -1))

@@ -1,0 +1,160 @@
+"""The BERT-family encoder of item texts. Each distinct text is encoded once; most come from a cache.
+
+Shapes: N catalogue rows (PAD and UNKNOWN included), X distinct texts, H hidden size of the encoder, I tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvrec_core.catalog import FIRST
+from mvrec_core.config import TextEncoderConfig
+from mvrec_core.errors import ConfigError
+
+CHUNK = 128  # texts encoded together
+
+
+def load_encoder(path: str) -> tuple[Any, nn.Module]:
+    """The tokenizer and the bare encoder (fp32, no pooler) in a local directory. Raises ConfigError."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModel, AutoTokenizer  # here, as importing it takes seconds
+
+    if not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"model.text.path: expected a directory of a BERT-family model with config.json, found '{path}'")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar and a notice about the pooler that is left out
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+            try:
+                encoder = AutoModel.from_pretrained(path, add_pooling_layer=False, **options)
+            except TypeError:  # a family without a pooler
+                encoder = AutoModel.from_pretrained(path, **options)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.text.path: '{path}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    return tokenizer, encoder
+
+
+class TextEncoder(nn.Module):
+    """Texts of the catalogue -> vectors, by mean pooling over tokens.
+
+    `cache` [X, H] holds every distinct text's vector as of the last refresh; `centre` and `spread` of it standardise
+    the vectors, since those of one encoder all point much the same way.
+    """
+
+    def __init__(self, config: TextEncoderConfig, texts: Sequence[str | None]):
+        """texts: one an item in index order, None where there is none."""
+        super().__init__()
+        self.config = config
+        self.tokenizer, encoder = load_encoder(str(config.path))
+        self.encoder = _tuned(encoder, config)
+        self.hidden = int(encoder.config.hidden_size)
+        distinct = sorted({text for text in texts if text})
+        place = {text: row for row, text in enumerate(distinct)}
+        rows = [-1] * FIRST + [place[text] if text else -1 for text in texts]
+        self.register_buffer("text_of", torch.tensor(rows), persistent=False)  # [N]: row of the cache, or -1
+        ids, size = self._tokens(distinct)
+        self.register_buffer("ids", ids, persistent=False)  # [X, I]
+        self.register_buffer("size", size, persistent=False)  # [X]
+        self.register_buffer("cache", torch.zeros(max(1, len(distinct)), self.hidden))
+        self.register_buffer("centre", torch.zeros(self.hidden))
+        self.register_buffer("spread", torch.ones(()))
+
+    @property
+    def tuned(self) -> bool:
+        return self.config.tune != "frozen"
+
+    def forward(self, item: Tensor, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """item int64 [n] -> vectors [n, H] and present bool [n]. `live`: rows of the cache to encode now, with
+        gradient; they enter the cache."""
+        row = self.text_of[item]
+        table = self.cache
+        if live is not None and len(live):
+            fresh = self.encode(self.ids[live], self.size[live])
+            self.cache[live] = fresh.detach().to(self.cache.dtype)
+            table = self.cache.detach().clone().index_put((live,), fresh.to(self.cache.dtype))
+        vector = (table[row.clamp(min=0)] - self.centre) / self.spread
+        return vector * (row >= 0).unsqueeze(-1), row >= 0
+
+    def choose_live(self, item: Tensor, generator: torch.Generator) -> Tensor:
+        """At most config.live distinct texts of these items, drawn without replacement; one even where there is none,
+        so that every parameter takes part in every step."""
+        rows = self.text_of[item].unique()
+        rows = rows[rows >= 0]
+        if not len(rows):
+            return torch.zeros(1, dtype=torch.int64, device=item.device)
+        order = torch.randperm(len(rows), generator=generator)[: self.config.live]
+        return rows[order.to(rows.device)]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Encodes every distinct text anew, without dropout."""
+        training = self.training
+        self.eval()
+        order = self.size.argsort()
+        for start in range(0, len(order), CHUNK):
+            rows = order[start : start + CHUNK]
+            self.cache[rows] = self.encode(self.ids[rows], self.size[rows]).to(self.cache.dtype)
+        self.centre.copy_(self.cache.mean(0))
+        self.spread.copy_((self.cache - self.centre).pow(2).mean().sqrt().clamp(min=1e-6))
+        self.train(training)
+
+    def encode(self, ids: Tensor, size: Tensor) -> Tensor:
+        """Token ids [n, I] and lengths [n] -> [n, H], the mean over each text's tokens."""
+        longest = int(size.max())
+        ids = ids[:, :longest].long()
+        mask = torch.arange(longest, device=ids.device) < size[:, None]
+        hidden = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return (hidden * mask[..., None]).sum(1).float() / size[:, None]
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Standardised vectors [n, H] of any texts, in or out of the catalogue."""
+        ids, size = self._tokens(texts)
+        device = self.cache.device
+        return (self.encode(ids.to(device), size.to(device)) - self.centre) / self.spread
+
+    def save(self, directory: Path) -> None:
+        """The encoder and its tokenizer as transformers reads them, a low-rank update merged in."""
+        encoder = self.encoder
+        if self.config.tune == "lora":
+            import copy
+
+            encoder = copy.deepcopy(encoder).merge_and_unload()
+        encoder.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        if not texts:
+            return torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int64)
+        out = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
+        )
+        return out["input_ids"].int(), out["attention_mask"].sum(1)
+
+
+def _tuned(encoder: nn.Module, config: TextEncoderConfig) -> nn.Module:
+    if config.tune == "full":
+        return encoder
+    encoder.requires_grad_(False)
+    if config.tune == "last_n":
+        layers = encoder.encoder.layer
+        if config.last_n > len(layers):
+            raise ConfigError(f"model.text.last_n: expected at most the encoder's {len(layers)} layers, found {config.last_n}")
+        layers[-config.last_n :].requires_grad_(True)
+    if config.tune == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(
+            encoder, LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=["query", "value"])
+        )
+    return encoder

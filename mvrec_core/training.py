@@ -1,0 +1,198 @@
+"""The optimiser, one step, one epoch, evaluation: plain torch, on one worker or several."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mvrec_core.batch import collate
+from mvrec_core.catalog import FIRST
+from mvrec_core.config import Config
+from mvrec_core.errors import DataError
+from mvrec_core.metrics import RankingSums, Ranks, ranks
+from mvrec_core.model import ItemViews, MVRec
+from mvrec_core.policy import Filter, eligible
+from mvrec_core.sequences import Examples, Histories, stage_examples, train_examples
+
+WARMUP = 0.05  # share of the steps over which the learning rate rises
+SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
+CHOSEN_BY = "NDCG@10"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker among the others; by default there is just one.
+
+    wrap: makes a model synchronise its gradients; add: sums a tensor over all workers
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    add: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave. valid is None where the epoch was not validated; the same on every worker."""
+
+    number: int  # from 1
+    loss: float
+    seconds: float
+    targets: int
+    valid: RankingSums | None
+    best: bool  # the best validation so far
+    last: bool
+
+
+def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) -> Iterator[Epoch]:
+    """Trains in place and yields after each epoch; ends by itself when validation has stopped improving.
+
+    Raises DataError when there are fewer training windows than workers.
+    """
+    settings = config.train
+    model.to(workers.device)
+    examples = train_examples(histories, config.model.max_len)
+    if len(examples) < workers.size or settings.batch_size < workers.size:
+        raise DataError(
+            f"{workers.size} workers need as many training windows and a batch_size as large, "
+            f"found {len(examples)} windows and train.batch_size {settings.batch_size}"
+        )
+    valid = stage_examples(histories, "valid", config.model.max_len)
+    optimiser = make_optimiser(model, config)
+    steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    generator = torch.Generator().manual_seed(config.seed * 1000 + workers.rank)
+    torch.manual_seed(config.seed * 1000 + workers.rank)
+    if model.text is not None:
+        with autocast(config, workers.device):
+            model.text.refresh()
+    parallel = workers.wrap(model)
+    best, stale = -1.0, 0
+    for number in range(1, settings.epochs + 1):
+        began = time.perf_counter()
+        model.train()
+        total = torch.zeros(2, dtype=torch.float64)
+        for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
+            batch = collate(histories, examples[mine]).to(workers.device)
+            with autocast(config, workers.device):
+                loss = parallel(batch, generator) * share
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            count = int((batch.target >= FIRST).sum())
+            total += torch.tensor([float(loss.detach()) / share * count, count], dtype=torch.float64)
+        if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
+            with autocast(config, workers.device):
+                model.text.refresh()
+        total = workers.add(total)
+        sums, is_best = None, False
+        if number % settings.validate_every == 0 or number == settings.epochs:
+            ranked = rank_targets(model, histories, valid[workers.rank :: workers.size], config)
+            sums = RankingSums.from_vector(workers.add(RankingSums.from_ranks(ranked).as_vector()))
+            score = sums.means().get(CHOSEN_BY, 0.0)
+            is_best = score > best
+            best, stale = (score, 0) if is_best else (best, stale + settings.validate_every)
+        last = number == settings.epochs or stale >= settings.patience
+        seconds = time.perf_counter() - began
+        yield Epoch(number, float(total[0] / total[1]), seconds, int(total[1]), sums, is_best, last)
+        if last:
+            return
+
+
+def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019): the text encoder at its own rate, and no decay of vectors and scalars."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = config.model.text.lr if name.startswith("text.") else config.train.lr
+            rate *= SCALAR_RATE if parameter.ndim == 0 else 1.0
+            decay = config.train.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()],
+        betas=(0.9, 0.98),
+    )
+
+
+def _rate(step: int, steps: int) -> float:
+    warmup = max(1, int(steps * WARMUP))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def epoch_batches(
+    examples: Examples, batch_size: int, seed: int, epoch: int, workers: Workers
+) -> Iterator[tuple[np.ndarray, float]]:
+    """This worker's rows of each batch of an epoch, and the weight that its mean loss needs so that the gradients'
+    average over workers is that of the whole batch. Windows of a like length stand together, so padding is little;
+    every worker gets the same number of batches, and each window comes once an epoch."""
+    draw = np.random.default_rng([seed, epoch])
+    length = examples.limit - examples.start
+    order = np.argsort(length * draw.uniform(0.9, 1.1, len(length)), kind="stable")
+    batches = np.array_split(order, math.ceil(len(order) / batch_size))
+    targets = length - (examples.start > 0)
+    for place in draw.permutation(len(batches)):
+        rows = batches[place]
+        mine = rows[workers.rank :: workers.size]
+        yield mine, float(targets[mine].sum() * workers.size / targets[rows].sum())
+
+
+def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[None]:
+    """bf16 where the processor has it (or where the configuration insists), else full precision."""
+    kind = torch.device(device).type
+    wanted = config.train.precision
+    able = torch.cuda.is_bf16_supported() if kind == "cuda" else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted == "bf16" or (wanted == "auto" and able))
+
+
+@torch.no_grad()
+def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
+    """The item-level views of all N rows, and their unit vectors [N, D]; PAD and UNKNOWN are zero."""
+    model.eval()
+    rows = torch.arange(model.n_rows, device=model.draw.device)
+    parts = [model.item_views(part) for part in rows.split(chunk)]
+    views = ItemViews(torch.cat([p.z for p in parts]), torch.cat([p.present for p in parts]))
+    return views, model.item_vectors(views)[0]
+
+
+@torch.no_grad()
+def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> Tensor:
+    """Users' unit vectors [B, D] after the last step of each example."""
+    model.eval()
+    batch = collate(histories, examples).to(model.draw.device)
+    vectors_BTD = model.user_vectors(batch, views, batch.item)
+    return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
+
+
+@torch.no_grad()
+def rank_targets(model: MVRec, histories: Histories, examples: Examples, config: Config) -> Ranks:
+    """Where the target of each example stands in the whole catalogue; seen items are left out if so configured."""
+    views, items_ND = catalogue(model)
+    parts = []
+    for start in range(0, len(examples), config.evaluate.batch_size):
+        part = examples[start : start + config.evaluate.batch_size]
+        scores_BN = encode(model, histories, part, views) @ items_ND.T / model.tau + model.bias
+        parts.append(rank_scores(scores_BN.float(), histories, part, config.evaluate.exclude_seen))
+    return Ranks.concatenate(parts)
+
+
+def rank_scores(scores_BN: Tensor, histories: Histories, examples: Examples, exclude_seen: bool) -> Ranks:
+    """Ranks of the examples' targets by scores over all catalogue rows: the protocol of every model and baseline."""
+    before = [
+        histories.item[histories.events_of(user, stop)] for user, stop in zip(examples.user, examples.stop, strict=True)
+    ]
+    allowed_BN = eligible([Filter(seen if exclude_seen else ()) for seen in before], scores_BN.shape[1], scores_BN.device)
+    target = histories.item[histories.offsets[examples.user] + examples.stop]
+    return ranks(scores_BN, np.where(target >= FIRST, target, -1), ~allowed_BN)
