@@ -1,0 +1,1 @@
+"""Where mvrec_core runs on Ray: a verb a file."""
