@@ -38,7 +38,9 @@ class Batch:
         moved = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+            moved[field.name] = (
+                {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+            )
         return Batch(**moved)
 
 

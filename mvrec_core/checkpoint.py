@@ -1,14 +1,14 @@
 """A checkpoint: one directory that holds all that inference needs, with a hash for each file.
 
-    config.json          the run's configuration
-    model.safetensors    every weight but the text encoder's, and the vectors of the catalogue's texts
-    text_encoder/        the tuned encoder and its tokenizer, where there is a text view
-    fitted.json          vocabularies and scales
-    items.parquet        the catalogue in index order
-    item_vectors.npy     float32 [N, D], unit vectors; rows PAD and UNKNOWN are zero
-    users.parquet        histories and profiles, a row a user
-    metrics.json         validation metrics of this model
-    manifest.json        format version, model version, sha256 of each file
+config.json          the run's configuration
+model.safetensors    every weight but the text encoder's, and the vectors of the catalogue's texts
+text_encoder/        the tuned encoder and its tokenizer, where there is a text view
+fitted.json          vocabularies and scales
+items.parquet        the catalogue in index order
+item_vectors.npy     float32 [N, D], unit vectors; rows PAD and UNKNOWN are zero
+users.parquet        histories and profiles, a row a user
+metrics.json         validation metrics of this model
+manifest.json        format version, model version, sha256 of each file
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def load(directory: str | Path, device: str = "cpu") -> Checkpoint:
         model = MVRec(config, catalog, data.fitted, torch.zeros(FIRST + len(catalog)))
         load_weights(model, load_file(directory / "model.safetensors"))
     except (RuntimeError, KeyError, pa.ArrowInvalid) as error:
-        raise CheckpointError(f"{directory}: does not fit this version of mvrec: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(
+            f"{directory}: does not fit this version of mvrec: {str(error).splitlines()[0]}"
+        ) from None
     except MVRecError as error:
         raise CheckpointError(str(error)) from None
     vectors = torch.from_numpy(np.load(directory / "item_vectors.npy"))

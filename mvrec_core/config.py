@@ -284,7 +284,9 @@ def _valid_keys(where: list[str], loc: tuple[Any, ...]) -> set[str]:
             below += _models(branch.model_fields[part].annotation) if part in branch.model_fields else [branch]
         branches = below
     tagged = [
-        b for b in branches if "kind" in b.model_fields and set(typing.get_args(b.model_fields["kind"].annotation)) & set(loc)
+        b
+        for b in branches
+        if "kind" in b.model_fields and set(typing.get_args(b.model_fields["kind"].annotation)) & set(loc)
     ]
     return {name for branch in tagged or branches for name in branch.model_fields}
 

@@ -1,11 +1,11 @@
 """The errors that a user can meet. Each message is one sentence: what was expected, what was there, and where.
 
-    MVRecError              anything a command turns into one line and a non-zero exit
-    ├── ConfigError         a key or a value of the configuration
-    ├── DataError           a file, a row or a column of the logs, or a prepared data set
-    ├── CheckpointError     a checkpoint directory: missing, damaged, of another version
-    ├── RequestError        a request for recommendations; it also names the offending field
-    └── ResourceError       what the machine or the cluster lacks: cores, a port, a device
+MVRecError              anything a command turns into one line and a non-zero exit
+├── ConfigError         a key or a value of the configuration
+├── DataError           a file, a row or a column of the logs, or a prepared data set
+├── CheckpointError     a checkpoint directory: missing, damaged, of another version
+├── RequestError        a request for recommendations; it also names the offending field
+└── ResourceError       what the machine or the cluster lacks: cores, a port, a device
 """
 
 from __future__ import annotations

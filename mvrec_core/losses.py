@@ -20,7 +20,13 @@ def softmax(users_PD: Tensor, items_CD: Tensor, target_P: Tensor, tau: Tensor, b
 
 
 def sampled_softmax(
-    positive_P: Tensor, negative_PC: Tensor, target_P: Tensor, sampled_C: Tensor, log_q: Tensor, tau: Tensor, bias: Tensor
+    positive_P: Tensor,
+    negative_PC: Tensor,
+    target_P: Tensor,
+    sampled_C: Tensor,
+    log_q: Tensor,
+    tau: Tensor,
+    bias: Tensor,
 ) -> Tensor:
     """Cross-entropy against C shared negatives drawn from q, with replacement: each logit is lowered by the log of the
     expected count C q (Bengio and Senecal, 2008; Yi et al., RecSys 2019), and a negative that is the target is left out.

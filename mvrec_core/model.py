@@ -142,7 +142,9 @@ class MVRec(nn.Module):
     def _profile(self, batch: Batch) -> Tensor:
         """[B, D]: what is known before any event."""
         if not self.user_view_names:
-            return self.start + 0.0 * self.user_fusion.A.sum() + torch.zeros(len(batch.item), 1, device=self.start.device)
+            return (
+                self.start + 0.0 * self.user_fusion.A.sum() + torch.zeros(len(batch.item), 1, device=self.start.device)
+            )
         views = _stack([self.encoders[name](batch.user[name]) for name in self.user_view_names])
         return self.start + self.user_fusion(views.z, views.present)[0]
 
@@ -240,9 +242,7 @@ class Block(nn.Module):
         self.heads = config.heads
         self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.feed = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
-        )
+        self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, h_BTD: Tensor, bias: Tensor) -> Tensor:

@@ -377,7 +377,7 @@ class Recommender:
 
 
 def join_text(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """"title: ... genres: ...", as prepare writes it; None where every column is missing or blank."""
+    """ "title: ... genres: ...", as prepare writes it; None where every column is missing or blank."""
     parts = []
     for column in columns:
         value = row.get(column)

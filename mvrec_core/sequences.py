@@ -44,7 +44,9 @@ class Histories:
         """Of a row a user: user_id; lists item, timestamp, split; a list "event.<view>" and a value "user.<view>" a view."""
         table = table.combine_chunks()
         lists = table["item"].combine_chunks()
-        offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).astype(
+            np.int64
+        )
         times = table["timestamp"].combine_chunks().flatten()
         return Histories(
             user_ids=table["user_id"].combine_chunks(),

@@ -29,7 +29,9 @@ def load_encoder(path: str) -> tuple[Any, nn.Module]:
     from transformers import AutoModel, AutoTokenizer  # here, as importing it takes seconds
 
     if not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"model.text.path: expected a directory of a BERT-family model with config.json, found '{path}'")
+        raise ConfigError(
+            f"model.text.path: expected a directory of a BERT-family model with config.json, found '{path}'"
+        )
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar and a notice about the pooler that is left out
         try:
@@ -149,7 +151,9 @@ def _tuned(encoder: nn.Module, config: TextEncoderConfig) -> nn.Module:
     if config.tune == "last_n":
         layers = encoder.encoder.layer
         if config.last_n > len(layers):
-            raise ConfigError(f"model.text.last_n: expected at most the encoder's {len(layers)} layers, found {config.last_n}")
+            raise ConfigError(
+                f"model.text.last_n: expected at most the encoder's {len(layers)} layers, found {config.last_n}"
+            )
         layers[-config.last_n :].requires_grad_(True)
     if config.tune == "lora":
         from peft import LoraConfig, get_peft_model

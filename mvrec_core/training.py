@@ -193,6 +193,8 @@ def rank_scores(scores_BN: Tensor, histories: Histories, examples: Examples, exc
     before = [
         histories.item[histories.events_of(user, stop)] for user, stop in zip(examples.user, examples.stop, strict=True)
     ]
-    allowed_BN = eligible([Filter(seen if exclude_seen else ()) for seen in before], scores_BN.shape[1], scores_BN.device)
+    allowed_BN = eligible(
+        [Filter(seen if exclude_seen else ()) for seen in before], scores_BN.shape[1], scores_BN.device
+    )
     target = histories.item[histories.offsets[examples.user] + examples.stop]
     return ranks(scores_BN, np.where(target >= FIRST, target, -1), ~allowed_BN)

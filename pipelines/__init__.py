@@ -1,1 +1,1 @@
-"""Where mvrec_core runs on Ray: a verb a file."""
+"""What runs on Ray: one file a verb, each `python -m pipelines.<verb>`."""

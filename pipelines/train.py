@@ -1,0 +1,179 @@
+"""Data-parallel training on Ray Train: every worker runs mvrec_core.training.fit on its share of each batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvrec_core import checkpoint, training
+from mvrec_core.config import Config, parse_config
+from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
+from pipelines import datasets
+from pipelines.cluster import connect
+
+SHOWN = ("HR@10", "NDCG@10", "MRR@10")
+
+
+def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
+    """Trains on <run>/prepared and publishes the best epoch as <run>/checkpoint, which it returns.
+
+    Raises CheckpointError where the run has a checkpoint already, ResourceError where the cluster is too small.
+    """
+    target = config.run_dir / "checkpoint"
+    if target.exists() and not overwrite:
+        raise CheckpointError(
+            f"{target}: run '{config.name}' has a checkpoint already; choose another name=, or --overwrite to train anew"
+        )
+    datasets.load(config)  # a wrong or missing data set shows here, in a sentence
+    connect()
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = _use_gpu(config)
+    _check_room(config, gpu)
+    log(f"train: {config.train.workers} worker(s) on {'GPU' if gpu else 'CPU'}, loss {config.train.loss}")
+    tree = json.loads(config.model_copy(update={"runs": str(Path(config.runs).absolute())}).model_dump_json())
+    storage = (config.run_dir / "ray").absolute()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": tree, "paths": str(Path.cwd()), "gpu": gpu},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(  # a name of its own: Ray resumes a name that it has seen
+            name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _user_error(error) or error from None
+    assert result.checkpoint is not None
+    _publish(result.checkpoint, target)
+    shutil.rmtree(storage, ignore_errors=True)
+    log(f"train: wrote {target}")
+    return target
+
+
+def _use_gpu(config: Config) -> bool:
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if config.train.device == "gpu" and there < config.train.workers:
+        raise ResourceError(
+            f"train.device is gpu and train.workers {config.train.workers}, but the cluster has {there:g} GPUs"
+        )
+    return config.train.device != "cpu" and there >= config.train.workers
+
+
+def _check_room(config: Config, gpu: bool) -> None:
+    import ray
+
+    cores = ray.cluster_resources().get("CPU", 0)
+    if config.train.workers > cores:
+        raise ResourceError(f"train.workers is {config.train.workers}, but the cluster has {cores:g} cores")
+
+
+def _user_error(error: Exception) -> MVRecError | None:
+    """The MVRecError that a worker failed with, if that is why."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        cause = getattr(cause, "cause", cause)
+        if isinstance(cause, MVRecError):
+            return cause
+    return None
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """Runs on each worker; rank 0 reports the checkpoint of the best epoch at the end."""
+    import ray.train
+    import ray.train.torch
+    import torch.distributed as dist
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    config = parse_config(settings["config"], "the run's configuration")
+    context = ray.train.get_context()
+    here = context.get_local_world_size()
+    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // here))
+    device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
+
+    def add(tensor: torch.Tensor) -> torch.Tensor:
+        moved = tensor.to(device)
+        if context.get_world_size() > 1:
+            dist.all_reduce(moved)
+        return moved.cpu()
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        # buffers are the same everywhere, or refreshed on purpose; there is no need to send them each step
+        return ray.train.torch.prepare_model(
+            model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+
+    workers = training.Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
+    data = datasets.load(config)
+    histories = data.histories(config)
+    model = checkpoint.new_model(config, data, histories)
+    leads = workers.rank == 0
+    best: dict[str, torch.Tensor] = {}
+    metrics: dict[str, Any] = {}
+    for epoch in training.fit(model, histories, config, workers):
+        valid = epoch.valid.means() if epoch.valid else {}
+        if epoch.best:
+            metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
+            best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if leads:
+            _say(epoch, valid, config.train.epochs)
+        report = {
+            "epoch": epoch.number,
+            "loss": epoch.loss,
+            **{f"valid/{name}": value for name, value in valid.items()},
+        }
+        if not epoch.last:
+            ray.train.report(report)
+            continue
+        if not leads:
+            ray.train.report(report)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            model.load_state_dict(best)
+            vectors = training.catalogue(model)[1]
+            checkpoint.save(Path(folder) / "checkpoint", model, data, vectors, {**metrics, "seed": config.seed})
+            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+
+
+def _say(epoch: training.Epoch, valid: dict[str, float], epochs: int) -> None:
+    shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
+    mark = "  best so far" if epoch.best else ""
+    print(
+        f"epoch {epoch.number:3d}/{epochs}  loss {epoch.loss:.4f}  valid {shown}  {epoch.seconds:.1f} s{mark}",
+        flush=True,
+    )
+
+
+def _publish(source: Any, target: Path) -> None:
+    """Copies beside the target, checks every hash, then renames; an older one steps aside and goes last."""
+    aside, old = (target.with_name(f"checkpoint.{word}-{os.getpid()}") for word in ("tmp", "old"))
+    shutil.rmtree(aside, ignore_errors=True)
+    source.to_directory(str(aside))
+    checkpoint.verify(aside)
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    run_verb("train")
