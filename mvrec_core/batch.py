@@ -1,6 +1,6 @@
 """Tensors from histories: the same collate for training, evaluation and serving.
 
-Shapes: B examples, L steps of the longest, T = L + 1 outputs (the first knows only the profile), M values of a category.
+Shapes: B examples, L steps of the longest, T = L + 1 outputs (the first knows just the profile), M values a category.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class TimeEncoder(nn.Module):
 
 
 def gap_bucket(earlier: Tensor, later: Tensor) -> Tensor:
-    """int64: 0 under a second, else 1 + floor(log2 of the seconds), at most GAPS - 2; GAPS - 1 where a time is missing."""
+    """int64: 0 under a second, else 1 + floor(log2 of the seconds), at most GAPS - 2; GAPS - 1 if a time is missing."""
     known = (earlier != MISSING_TIME) & (later != MISSING_TIME)
     seconds = torch.where(known, (later - earlier).clamp(min=0), 0).div(SECOND, rounding_mode="floor")
     bucket = torch.where(seconds > 0, seconds.clamp(min=1).double().log2().floor().long() + 1, 0).clamp(max=GAPS - 2)

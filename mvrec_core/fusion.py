@@ -15,14 +15,14 @@ class GatedFusion(nn.Module):
 
     def forward(self, z_KD: Tensor, present_K: Tensor, views: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """z [..., K, D], present bool [..., K] -> h [..., D] and weights [..., K], which sum to 1 over the present
-        views and are 0 for the others; where no view is present, both are 0. `views` picks the A_i that z belongs to."""
+        views and are 0 for the others; where no view is present, both are 0. `views` picks the A_i that z goes by."""
         logit_K = (z_KD * self.A[views]).sum(-1).float().masked_fill(~present_K, -1e9)
         weight_K = logit_K.softmax(-1) * present_K
         return (weight_K.to(z_KD.dtype)[..., None] * z_KD).sum(-2), weight_K
 
 
 class LinearFusion(nn.Module):
-    """The source formulation: W_i = softmax(A_i x_i) over the D features of view i, and v_i = W_i . x_i, a number a view."""
+    """The source formulation: W_i = softmax(A_i x_i) over the D features of view i; v_i = W_i . x_i, one number."""
 
     def __init__(self, views: int, dim: int):
         super().__init__()

@@ -29,7 +29,7 @@ def sampled_softmax(
     bias: Tensor,
 ) -> Tensor:
     """Cross-entropy against C shared negatives drawn from q, with replacement: each logit is lowered by the log of the
-    expected count C q (Bengio and Senecal, 2008; Yi et al., RecSys 2019), and a negative that is the target is left out.
+    expected count C q (Bengio and Senecal, 2008; Yi et al., RecSys 2019), and a negative that is a target is left out.
 
     positive_P, negative_PC: cosines; sampled_C: items of the negatives; log_q [N]: log q of every item
     """

@@ -1,4 +1,4 @@
-"""The model, top to bottom: views -> fused steps -> causal encoder -> a user's vector; the same views -> an item's vector.
+"""The model, top to bottom: views -> fused steps -> causal encoder -> a user's vector; item views -> an item's vector.
 
 Shapes: B users, L steps, T = L + 1 outputs, N catalogue rows, n of them needed now, K views, D dimensions, P targets.
 """
@@ -124,7 +124,7 @@ class MVRec(nn.Module):
     # users
 
     def user_vectors(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
-        """Unit vectors [B, T, D] after each step. `views` of the items of the batch, row [B, L] where each step's is."""
+        """Unit vectors [B, T, D] after each step. `views` of the batch's items, row [B, L] where each step's is."""
         item_z, item_present = views.z[row], views.present[row]
         if isinstance(self.fusion, LinearFusion):
             return self._linear_users(item_z, item_present)
@@ -255,7 +255,7 @@ class Block(nn.Module):
 
 
 def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:
-    """{view: [rows_before + n, ...]} of the category and number views of a table of items; the rows before are empty."""
+    """{view: [rows_before + n, ...]} of the category and number views of a table of items; rows before are empty."""
     out = {}
     for name, view in config.views_at("item").items():
         if view.kind in ("category", "number"):

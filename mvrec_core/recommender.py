@@ -58,7 +58,7 @@ class Recommended:
 
 @dataclass(frozen=True)
 class Answer:
-    """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: events not in the catalogue."""
+    """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: of the request's events."""
 
     rung: str
     items: list[Recommended]

@@ -41,7 +41,7 @@ class Histories:
 
     @staticmethod
     def from_table(table: pa.Table, config: Config, items: Vocabulary, fitted: Fitted) -> Histories:
-        """Of a row a user: user_id; lists item, timestamp, split; a list "event.<view>" and a value "user.<view>" a view."""
+        """A row a user: user_id; lists item, timestamp, split, "event.<view>"; and "user.<view>"."""
         table = table.combine_chunks()
         lists = table["item"].combine_chunks()
         offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).astype(

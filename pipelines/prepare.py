@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -80,6 +81,7 @@ def _events(
     """Writes events/, views/ and rejected/ of every bucket; the buckets' counts, in bucket order."""
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told below, in our words
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pipelines import datasets
 from pipelines.cluster import connect
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
+PROGRESS = "train.log"  # in the run: a line an epoch, written by rank 0, shown by the driver
 
 
 def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
@@ -30,9 +33,10 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
     target = config.run_dir / "checkpoint"
     if target.exists() and not overwrite:
         raise CheckpointError(
-            f"{target}: run '{config.name}' has a checkpoint already; choose another name=, or --overwrite to train anew"
+            f"{target}: run '{config.name}' has a checkpoint already; take another name=, or --overwrite to train anew"
         )
-    datasets.load(config)  # a wrong or missing data set shows here, in a sentence
+    data = datasets.load(config)
+    checkpoint.new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
     connect()
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -40,11 +44,11 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
     gpu = _use_gpu(config)
     _check_room(config, gpu)
     log(f"train: {config.train.workers} worker(s) on {'GPU' if gpu else 'CPU'}, loss {config.train.loss}")
-    tree = json.loads(config.model_copy(update={"runs": str(Path(config.runs).absolute())}).model_dump_json())
+    tree = json.loads(config.model_dump_json())
     storage = (config.run_dir / "ray").absolute()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": tree, "paths": str(Path.cwd()), "gpu": gpu},
+        train_loop_config={"config": tree, "cwd": str(Path.cwd()), "gpu": gpu},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
@@ -55,10 +59,11 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
             name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _user_error(error) or error from None
+    with _shown(config.run_dir / PROGRESS, log):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _user_error(error) or error from None
     assert result.checkpoint is not None
     _publish(result.checkpoint, target)
     shutil.rmtree(storage, ignore_errors=True)
@@ -102,10 +107,13 @@ def _worker(settings: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if Path(settings["cwd"]).is_dir():  # on one machine: paths mean what they mean to the driver
+        os.chdir(settings["cwd"])
     config = parse_config(settings["config"], "the run's configuration")
     context = ray.train.get_context()
     here = context.get_local_world_size()
     torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // here))
+    torch.use_deterministic_algorithms(not settings["gpu"])  # the same seed gives the same bits on CPU
     device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
 
     def add(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,16 +141,13 @@ def _worker(settings: dict[str, Any]) -> None:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
             best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if leads:
-            _say(epoch, valid, config.train.epochs)
+            _say(config.run_dir / PROGRESS, epoch, valid, config.train.epochs)
         report = {
             "epoch": epoch.number,
             "loss": epoch.loss,
             **{f"valid/{name}": value for name, value in valid.items()},
         }
-        if not epoch.last:
-            ray.train.report(report)
-            continue
-        if not leads:
+        if not (epoch.last and leads):  # every rank reports equally often: report is a barrier
             ray.train.report(report)
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -152,13 +157,38 @@ def _worker(settings: dict[str, Any]) -> None:
             ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
-def _say(epoch: training.Epoch, valid: dict[str, float], epochs: int) -> None:
+def _say(path: Path, epoch: training.Epoch, valid: dict[str, float], epochs: int) -> None:
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
     mark = "  best so far" if epoch.best else ""
-    print(
-        f"epoch {epoch.number:3d}/{epochs}  loss {epoch.loss:.4f}  valid {shown}  {epoch.seconds:.1f} s{mark}",
-        flush=True,
-    )
+    with path.open("a", encoding="utf-8") as file:
+        file.write(
+            f"epoch {epoch.number:3d}/{epochs}  loss {epoch.loss:.4f}  valid {shown}  {epoch.seconds:.1f} s{mark}\n"
+        )
+
+
+@contextlib.contextmanager
+def _shown(path: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Logs the lines that are appended to a new file meanwhile."""
+    path.write_text("", encoding="utf-8")
+    done = threading.Event()
+
+    def follow() -> None:
+        with path.open(encoding="utf-8") as file:
+            while True:
+                ending = done.is_set()
+                for line in file:
+                    log(line.rstrip("\n"))
+                if ending:
+                    return
+                done.wait(0.5)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _publish(source: Any, target: Path) -> None:
