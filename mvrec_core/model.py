@@ -5,6 +5,7 @@ Shapes: B users, L steps, T = L + 1 outputs, N catalogue rows, n of them needed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,9 @@ class MVRec(nn.Module):
             self.sequence = SequenceEncoder(config.model, timed=any(v.kind == "time" for v in config.views.values()))
             self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.log_tau = nn.Parameter(torch.tensor(config.model.temperature).log())
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(
+            torch.tensor(-math.log(len(catalog) + 1))
+        )  # near where it ends: an item is rarely next
 
     @property
     def tau(self) -> Tensor:

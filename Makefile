@@ -1,0 +1,49 @@
+# make demo          MovieLens-100K: fetch, prepare, train, evaluate, print the metrics, serve on 127.0.0.1:8000
+# make demo SERVE=0  the same without serving
+# make test          lint, types, every test
+# make clean-demo    forget the demo's run, so that the next one trains anew
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SERVE ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG := pipelines/configs/movielens-100k.yaml
+RUN := runs/movielens-100k
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export PYTHONUTF8 := 1
+
+.PHONY: demo test lint clean-demo
+
+demo: $(RUN)/checkpoint/manifest.json
+	$(BIN)/mvrec evaluate --config $(CONFIG)
+ifneq ($(SERVE),0)
+	$(BIN)/mvrec serve --checkpoint $(RUN)/checkpoint
+endif
+
+test: $(VENV)/ready lint data/ready
+	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m ray
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean-demo:
+	rm -rf $(RUN)
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	touch $@
+
+data/ready: $(VENV)/ready
+	$(BIN)/mvrec fetch --to data
+	touch $@
+
+$(RUN)/prepared/manifest.json: $(CONFIG) data/ready
+	$(BIN)/mvrec prepare --config $(CONFIG)
+
+$(RUN)/checkpoint/manifest.json: $(RUN)/prepared/manifest.json
+	$(BIN)/mvrec train --config $(CONFIG) --overwrite
