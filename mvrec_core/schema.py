@@ -12,6 +12,7 @@ from mvrec_core.config import CategoryView, Config, EventSource, NumberView, Sou
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 FILE, ROW, RAW, REASON = "file", "row", "raw", "reason"
 LIST = pl.List(pl.String)
+YEARS = -62_135_596_800_000_000, 253_402_300_799_999_999  # microseconds of years 1 to 9999: what a calendar can show
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,14 @@ def invalid_ids(names: Sequence[str]) -> pl.Expr:
 
 
 def read_timestamps(frame: pl.DataFrame, source: EventSource) -> tuple[pl.DataFrame, str]:
-    """timestamp as int64 microseconds since 1970 UTC, null where it is none; and the reason that such a row gets."""
+    """timestamp as int64 microseconds since 1970 UTC, null where it is none or outside years 1 to 9999 (a wrong unit
+    does that); and the reason that such a row gets."""
+    read, reason = _microseconds(frame, source)
+    inside = read["timestamp"].is_between(*YEARS).fill_null(False)
+    return read.with_columns(read["timestamp"].set(~inside, None)), f"{reason} in years 1 to 9999"
+
+
+def _microseconds(frame: pl.DataFrame, source: EventSource) -> tuple[pl.DataFrame, str]:
     unit = source.timestamp_unit
     column = frame["timestamp"]
     if unit == "iso":
@@ -97,6 +105,11 @@ def unreadable(frame: pl.DataFrame, view: NumberView) -> int:
     """Cells of a number view that hold something else than a number."""
     text = frame[view.column].cast(pl.String).str.strip_chars()
     return int(((text != "") & text.is_not_null() & read_value(frame, view).is_null()).sum())
+
+
+def shown(frame: pl.DataFrame, name: str) -> pl.Series:
+    """A column as people see it: text, null where blank."""
+    return frame.select(_cell(frame, name).replace("", None).alias("value"))["value"]
 
 
 def _text(frame: pl.DataFrame, name: str) -> pl.Expr:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from mvrec_core.config import CategoryView, Config, NumberView, Temporal
 from mvrec_core.errors import ConfigError, DataError
-from mvrec_core.schema import Columns, invalid_ids, read_ids, read_timestamps, read_value, unreadable
+from mvrec_core.schema import Columns, invalid_ids, read_ids, read_timestamps, read_value, shown, unreadable
 from mvrec_core.sequences import TEST, TRAIN, VALID
 from pipelines import raw
 from pipelines.cluster import connect
@@ -315,7 +315,7 @@ class _Table:
                         unread[name] += unreadable(good, view)
                 if config.text_view and key == "items":
                     first = config.views[config.text_view].columns[0]  # type: ignore[union-attr]
-                    values["display"] = good.select(pl.col(first).cast(pl.String).str.strip_chars())[first]
+                    values["display"] = shown(good, first)
                 kept.append(pl.DataFrame({id_name: good[id_name], **values}))
         if not kept:
             raise DataError(f"data.{key}: 0 rows in {', '.join(files)}")
@@ -379,12 +379,13 @@ def _train_users(out: Path) -> set[str]:
 
 
 def _sums(values: pl.Series, view: Any) -> dict[str, Any]:
-    """What can be added up over buckets: distinct categories, or count, sum and sum of squares of numbers."""
+    """What can be added up over buckets: distinct categories, or count, mean and squared deviations of numbers."""
     if isinstance(view, CategoryView):
         return {"values": sorted(set(values.explode().drop_nulls().to_list()))}
     if isinstance(view, NumberView):
         there = values.drop_nulls().to_numpy()
-        return {"count": len(there), "sum": float(there.sum()), "squares": float((there**2).sum())}
+        mean = float(there.mean()) if len(there) else 0.0
+        return {"count": len(there), "mean": mean, "squares": float(((there - mean) ** 2).sum())}
     return {}
 
 
@@ -392,9 +393,12 @@ def _fit(name: str, view: Any, parts: Sequence[dict[str, Any]]) -> dict[str, dic
     if isinstance(view, CategoryView):
         return {name: {"kind": "category", "values": sorted({value for part in parts for value in part["values"]})}}
     if isinstance(view, NumberView):
-        count, total, squares = (sum(part[key] for part in parts) for key in ("count", "sum", "squares"))
-        mean = total / count if count else 0.0
-        deviation = max(squares / count - mean**2, 0.0) ** 0.5 if count else 0.0
+        count, mean, squares = 0, 0.0, 0.0  # merged as in Chan et al. 1979: E[x^2] - E[x]^2 cancels for large values
+        for part in (part for part in parts if part["count"]):
+            total, delta = count + part["count"], part["mean"] - mean
+            squares += part["squares"] + delta**2 * count * part["count"] / total
+            mean, count = mean + delta * part["count"] / total, total
+        deviation = (squares / count) ** 0.5 if count else 0.0
         return {name: {"kind": "number", "mean": mean, "std": deviation or 1.0, "count": count}}
     return {}
 

@@ -46,7 +46,7 @@ def find(source: Source, key: str) -> list[str]:
         if not found:
             raise DataError(f"{key}.path: no such file: '{pattern}'")
         files += found
-    return files
+    return list(dict.fromkeys(files))  # overlapping patterns give a file once
 
 
 def kind(file: str, source: Source) -> str:
@@ -108,7 +108,12 @@ def _parsing(form: str, bad: list[tuple[int, str, str]]) -> csv.ParseOptions:
         return "skip"
 
     quote = False if form == "tsv" else '"'
-    return csv.ParseOptions(delimiter="\t" if form == "tsv" else ",", quote_char=quote, invalid_row_handler=refuse)
+    return csv.ParseOptions(
+        delimiter="\t" if form == "tsv" else ",",
+        quote_char=quote,
+        newlines_in_values=form == "csv",
+        invalid_row_handler=refuse,
+    )
 
 
 def _csv(file: str, form: str, needed: dict[str, str]) -> Iterator[Chunk]:
@@ -162,6 +167,7 @@ def _jsonl(file: str, form: str, needed: dict[str, str]) -> Iterator[Chunk]:
             for line in lines:
                 number += 1
                 row, reason = _parse(line)
+                row, reason = (None, why) if row and (why := _odd(row, needed)) else (row, reason)
                 if row is None:
                     bad.append((number, line.rstrip("\n"), reason))
                 else:
@@ -182,9 +188,18 @@ def _jsonl(file: str, form: str, needed: dict[str, str]) -> Iterator[Chunk]:
 def _parse(line: str) -> tuple[dict[str, Any] | None, str]:
     try:
         row = json.loads(line)
-    except ValueError:
+        if "\\u" in line:  # half a surrogate pair is valid JSON but no text
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
         return None, "not a JSON object"
     return (row, "") if isinstance(row, dict) else (None, "not a JSON object")
+
+
+def _odd(row: dict[str, Any], needed: dict[str, str]) -> str | None:
+    """The reason to refuse a row whose id or timestamp is a list, an object or a truth value."""
+    keys = [ours for ours in ("user_id", "item_id", "timestamp") if ours in needed]
+    odd = [ours for ours in keys if isinstance(row.get(needed[ours]), (list, dict, bool))]
+    return f"{odd[0]} is not text or a number" if odd else None
 
 
 def _column(values: list[Any]) -> pl.Series:
