@@ -6,6 +6,7 @@ Shapes: B examples, L steps of the longest, T = L + 1 outputs (the first knows j
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Batch:
     user: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {}
+        moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             moved[field.name] = (

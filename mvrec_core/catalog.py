@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -43,12 +44,14 @@ class Catalog:
 
     table: pa.Table
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", Vocabulary(self.table["item_id"].combine_chunks()))
-        object.__setattr__(self, "display", self.table["display"].to_pylist())
+    @cached_property
+    def ids(self) -> Vocabulary:
+        return Vocabulary(self.table["item_id"].combine_chunks())
 
-    ids: Vocabulary = None  # type: ignore[assignment]  # derived
-    display: list[str | None] = None  # type: ignore[assignment]  # derived
+    @cached_property
+    def display(self) -> list[str | None]:
+        """What people see of each item."""
+        return self.table["display"].to_pylist()
 
     def __len__(self) -> int:
         """Items, without PAD and UNKNOWN."""

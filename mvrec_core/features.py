@@ -16,8 +16,6 @@ from mvrec_core.config import View
 MISSING_TIME = np.iinfo(np.int64).min
 MAX_VALUES = 16  # of a multi-valued category; more are cut
 
-Array = pa.Array | pa.ChunkedArray
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -42,7 +40,7 @@ class Fitted:
             tree[name] = {"kind": "number", "mean": mean, "std": std}
         return json.dumps(tree, ensure_ascii=False, sort_keys=True)
 
-    def encode(self, name: str, view: View, values: Array) -> np.ndarray:
+    def encode(self, name: str, view: View, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Of n values of a view: category -> int64 [n, M], padded with PAD; number -> float32 [n], NaN where missing;
         time -> int64 [n] microseconds, MISSING_TIME where missing."""
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

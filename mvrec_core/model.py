@@ -37,6 +37,10 @@ class ItemViews:
 
 
 class MVRec(nn.Module):
+    draw: Tensor  # [N]: what negatives are drawn by
+    fusion: GatedFusion | LinearFusion
+    bias: nn.Parameter
+
     def __init__(self, config: Config, catalog: Catalog, fitted: Fitted, popularity: Tensor):
         """popularity [N]: train events of each catalogue row; negatives of sampled_softmax are drawn by its root."""
         super().__init__()
@@ -64,7 +68,6 @@ class MVRec(nn.Module):
             self.register_buffer(f"item_{name}", values, persistent=False)
         self.register_buffer("draw", _draw_weights(popularity), persistent=False)
         self.text_dropout = nn.Dropout(config.model.view_dropout)
-        self.fusion: GatedFusion | LinearFusion
         if linear:
             self.fusion = LinearFusion(len(self.item_view_names), dim)
         else:

@@ -13,7 +13,7 @@ import torch
 
 from mvrec_core import checkpoint, training
 from mvrec_core.catalog import FIRST, UNKNOWN
-from mvrec_core.config import Config
+from mvrec_core.config import CategoryView, Config, NumberView, TextView
 from mvrec_core.errors import RequestError
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.index import NOTHING, top_k
@@ -347,7 +347,7 @@ class Recommender:
         times = [None if e.timestamp is None else round(e.timestamp * MICROSECONDS) for e in flat]
         encoded = {}
         for name, view in self.config.views_at("event").items():
-            if view.kind == "time":
+            if not isinstance(view, (CategoryView, NumberView)):
                 encoded[name] = np.array([MISSING_TIME if t is None else t for t in times], np.int64)
             else:
                 raw = [event.values.get(view.column) for event in flat]
@@ -364,11 +364,12 @@ class Recommender:
 
     def _new_vectors(self, features: Sequence[Mapping[str, Any]], places: Sequence[int]) -> torch.Tensor:
         """Unit vectors of items that are not in the catalogue, from their raw columns."""
-        columns, texts = {}, [None] * len(features)
+        columns: dict[str, pa.Array] = {}
+        texts: list[str | None] = [None] * len(features)
         for name, view in self.config.views_at("item").items():
-            if view.kind == "text":
-                texts = [join_text(row, view.columns) for row in features]  # type: ignore[misc]
-            elif view.kind in ("category", "number"):
+            if isinstance(view, TextView):
+                texts = [join_text(row, view.columns) for row in features]
+            elif isinstance(view, (CategoryView, NumberView)):
                 columns[name] = _raw_values(view, [row.get(view.column) for row in features], "candidates")
         table = pa.table(columns) if columns else pa.table({"none": pa.nulls(len(features))})
         with torch.no_grad():
@@ -387,9 +388,9 @@ def join_text(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     return " ".join(parts) or None
 
 
-def _raw_values(view: Any, raw: Sequence[Any], where: str) -> pa.Array:
+def _raw_values(view: CategoryView | NumberView, raw: Sequence[Any], where: str) -> pa.Array:
     """Values of a request as prepare would have stored them. Raises RequestError naming the column."""
-    if view.kind == "number":
+    if isinstance(view, NumberView):
         try:
             return pa.array([None if value is None else float(value) for value in raw], pa.float64())
         except (TypeError, ValueError):

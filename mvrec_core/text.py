@@ -23,7 +23,7 @@ from mvrec_core.errors import ConfigError
 CHUNK = 128  # texts encoded together
 
 
-def load_encoder(path: str) -> tuple[Any, nn.Module]:
+def load_encoder(path: str) -> tuple[Any, Any]:
     """The tokenizer and the bare encoder (fp32, no pooler) in a local directory. Raises ConfigError."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModel, AutoTokenizer  # here, as importing it takes seconds
@@ -52,6 +52,13 @@ class TextEncoder(nn.Module):
     `cache` [X, H] holds every distinct text's vector as of the last refresh; `centre` and `spread` of it standardise
     the vectors, since those of one encoder all point much the same way.
     """
+
+    text_of: Tensor
+    ids: Tensor
+    size: Tensor
+    cache: Tensor
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, config: TextEncoderConfig, texts: Sequence[str | None]):
         """texts: one an item in index order, None where there is none."""
@@ -144,7 +151,7 @@ class TextEncoder(nn.Module):
         return out["input_ids"].int(), out["attention_mask"].sum(1)
 
 
-def _tuned(encoder: nn.Module, config: TextEncoderConfig) -> nn.Module:
+def _tuned(encoder: Any, config: TextEncoderConfig) -> Any:
     if config.tune == "full":
         return encoder
     encoder.requires_grad_(False)

@@ -85,8 +85,8 @@ def _baseline(name: str, histories: Histories, examples: Examples, stage: str, r
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
         scores = np.asarray(scorer.scores(_before(histories, part, recommender.n_items)))
-        scores = torch.from_numpy(np.pad(scores, ((0, 0), (FIRST, 0))))
-        parts.append(rank_scores(scores, histories, part, recommender.config.evaluate.exclude_seen))
+        padded = torch.from_numpy(np.pad(scores, ((0, 0), (FIRST, 0))))
+        parts.append(rank_scores(padded, histories, part, recommender.config.evaluate.exclude_seen))
     return Ranks.concatenate(parts)
 
 

@@ -54,7 +54,9 @@ def prepare(config: Config, log: Callable[[str], None] = print) -> dict[str, Any
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        tables = {key: _Table.read(config, key, sources[key]) for key in ("items", "users") if key in sources}
+        tables: dict[str, _Table] = {
+            key: _Table.read(config, key, sources[key]) for key in ("items", "users") if key in sources
+        }
         connect()
         log(f"prepare: reading {len(sources['events'])} event file(s) into {config.data.buckets} buckets")
         stats = _events(config, sources["events"], cuts, aside, log)
@@ -86,7 +88,7 @@ def _events(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     buckets, out = config.data.buckets, out.absolute()
-    stream = ray.data.from_items(
+    stream: ray.data.Dataset = ray.data.from_items(
         [{"number": n, "file": f} for n, f in enumerate(files)], override_num_blocks=len(files)
     )
     stream = stream.map_batches(
@@ -105,9 +107,9 @@ def _events(
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise (cause if isinstance(cause, DataError) else error) from None
-    empty = _events_schema(config).empty_table()
+    empty = pl.DataFrame(_events_schema(config).empty_table())
     for bucket in sorted(set(range(buckets)) - set(stats)):
-        stats[bucket] = _write_bucket(config, cuts, out, bucket, pl.from_arrow(empty))
+        stats[bucket] = _write_bucket(config, cuts, out, bucket, empty)
     return [stats[bucket] for bucket in range(buckets)]
 
 
@@ -183,8 +185,7 @@ def bucket_of(user_ids: pl.Series, buckets: int) -> np.ndarray:
 
 
 def _write_buckets(config: Config, cuts: tuple[int, int] | None, out: Path, table: pa.Table) -> pa.Table:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
+    frame = pl.DataFrame(table)
     buckets = sorted(frame["bucket"].unique().to_list()) if len(frame) else []
     rows = [json.dumps(_write_bucket(config, cuts, out, b, frame.filter(pl.col("bucket") == b))) for b in buckets]
     return pa.table({"stats": pa.array(rows, pa.string())})
@@ -427,7 +428,7 @@ def _nothing_kept(files: Sequence[str], out: Path, rows: int) -> str:
 
 def _rejected_tables(tables: dict[str, _Table]) -> pa.Table:
     rows = [(key, *refused) for key, table in sorted(tables.items()) for refused in table.refused]
-    columns = list(zip(*rows, strict=True)) if rows else [[]] * len(REJECTED)
+    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [[]] * len(REJECTED)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, REJECTED, strict=True)], schema=REJECTED)
 
 
