@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from mvrec_core import checkpoint as checkpoints
+from mvrec_core import training
+from mvrec_core.checkpoint import Data
+from mvrec_core.config import Config
+from mvrec_core.model import MVRec
+from mvrec_core.recommender import Recommender
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def tiny_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_logs(tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_encoder: Path, tiny_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    paths = [f"data.{name}.path={tiny_logs / name}.csv" for name in ("events", "items", "users")]
+    return tiny.config(tiny_encoder, *paths, f"runs={tmp_path_factory.mktemp('runs')}")
+
+
+# without Ray
+
+
+@pytest.fixture(scope="session")
+def plain_data() -> Data:
+    return tiny.data()
+
+
+@pytest.fixture(scope="session")
+def plain_config(tiny_encoder: Path) -> Config:
+    return tiny.config(tiny_encoder)
+
+
+@pytest.fixture
+def plain_model(plain_config: Config, plain_data: Data) -> MVRec:
+    """Untrained, new for each test."""
+    model = checkpoints.new_model(plain_config, plain_data, plain_data.histories(plain_config))
+    model.text.refresh()
+    return model
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(plain_config: Config, plain_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for the two epochs of the configuration, in this process."""
+    histories = plain_data.histories(plain_config)
+    model = checkpoints.new_model(plain_config, plain_data, histories)
+    for _ in training.fit(model, histories, plain_config, training.Workers()):
+        pass
+    directory = tmp_path_factory.mktemp("plain") / "checkpoint"
+    checkpoints.save(directory, model, plain_data, training.catalogue(model)[1], {"valid": {}})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def plain_recommender(plain_checkpoint: Path) -> Recommender:
+    return Recommender.load(plain_checkpoint)
+
+
+# with Ray
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    import ray
+
+    from pipelines.cluster import connect
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    connect(min_cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tiny_config: Config, ray_local: None) -> dict[str, Any]:
+    """The manifest of the prepared data of tiny_config."""
+    from pipelines.prepare import prepare
+
+    return prepare(tiny_config, log=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_config: Config, tiny_prepared: dict[str, Any], ray_local: None) -> Path:
+    from pipelines.train import train
+
+    return train(tiny_config, log=lambda line: None)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mvrec_core.batch import collate
+from mvrec_core.features import MISSING_TIME
+from mvrec_core.sequences import Examples, Histories
+
+NAN = float("nan")
+HISTORIES = Histories(
+    user_ids=pa.array(["a", "b"]),
+    offsets=np.array([0, 3, 4]),
+    item=np.array([5, 6, 7, 8]),
+    time=np.array([10, 20, 30, 40]),
+    split=np.zeros(4, np.int8),
+    event={
+        "rating": np.array([0.5, NAN, 1.5, 2.5], np.float32),
+        "tag": np.array([[2, 3], [2, 0], [0, 0], [4, 0]]),
+        "time": np.array([10, 20, 30, 40]),
+    },
+    user={"gender": np.array([[2], [0]]), "age": np.array([0.25, NAN], np.float32)},
+)
+
+
+def examples(*rows):
+    return Examples(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def test_every_tensor_of_a_batch():
+    batch = collate(HISTORIES, examples((0, 0, 2, 3), (1, 0, 1, 1)))
+    assert batch.item.tolist() == [[5, 6], [8, 0]]
+    assert batch.time.tolist() == [[10, 20], [40, MISSING_TIME]]
+    assert batch.length.tolist() == [2, 1]
+    assert batch.target.tolist() == [[5, 6, 7], [8, 0, 0]]
+    torch.testing.assert_close(batch.event["rating"], torch.tensor([[0.5, NAN], [2.5, NAN]]), equal_nan=True)
+    assert batch.event["tag"].tolist() == [[[2, 3], [2, 0]], [[4, 0], [0, 0]]]
+    assert batch.event["time"].tolist() == batch.time.tolist()
+    assert batch.user["gender"].tolist() == [[2], [0]]
+    torch.testing.assert_close(batch.user["age"], torch.tensor([0.25, NAN]), equal_nan=True)
+
+
+def test_a_window_that_starts_later_has_no_target_for_the_profile():
+    assert collate(HISTORIES, examples((0, 1, 2, 3))).target.tolist() == [[0, 7]]
+
+
+def test_targets_end_at_the_limit():
+    assert collate(HISTORIES, examples((0, 0, 2, 2))).target.tolist() == [[5, 6, 0]]
+
+
+def test_an_empty_history():
+    batch = collate(HISTORIES, examples((1, 0, 0, 1)))
+    assert (batch.item.shape, batch.length.tolist(), batch.target.tolist()) == ((1, 0), [0], [[8]])
+    assert batch.event["tag"].shape == (1, 0, 2)
+
+
+def test_to_moves_every_tensor():
+    batch = collate(HISTORIES, examples((0, 0, 2, 3))).to("meta")
+    devices = {t.device.type for t in (batch.item, batch.target, batch.event["tag"], batch.user["age"])}
+    assert devices == {"meta"}

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from mvrec_core.batch import collate
+from mvrec_core.catalog import FIRST
+from mvrec_core.checkpoint import new_model
+from mvrec_core.sequences import Examples, train_examples
+from mvrec_core.training import catalogue
+
+LOSSES = ("softmax", "sampled_softmax", "bce")
+
+
+def build(encoder, data, *overrides):
+    config = tiny.config(encoder, *overrides)
+    model = new_model(config, data, data.histories(config))
+    if model.text is not None:
+        model.text.refresh()
+    return model
+
+
+def vectors(model, histories, examples):
+    """[B, T, D] as evaluation computes them."""
+    batch = collate(histories, examples)
+    with torch.no_grad():
+        return model.user_vectors(batch, catalogue(model)[0], batch.item)
+
+
+def window(*rows):
+    return Examples(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+@pytest.mark.parametrize("fusion", ["gated", "linear"])
+def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data, fusion):
+    model = build(tiny_encoder, plain_data, f"model.fusion={fusion}")
+    histories = plain_data.histories(model.config)
+    user, at = 7, 4  # of 10 events
+    row = int(histories.offsets[user]) + at
+    item, time, rating = histories.item.copy(), histories.time.copy(), histories.event["rating"].copy()
+    item[row], time[row], rating[row] = FIRST + 20, time[row] + 7_000_000_000, 2.0
+    event = {"rating": rating, "time": time}
+    changed = dataclasses.replace(histories, item=item, time=time, event=event)
+    whole = window((user, 0, 8, 8))
+    before, after = vectors(model, histories, whole)[0], vectors(model, changed, whole)[0]
+    torch.testing.assert_close(after[: at + 1], before[: at + 1], atol=1e-6, rtol=0)
+    assert (after[at + 1 :] - before[at + 1 :]).abs().amax(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("fusion", ["gated", "linear"])
+def test_padding_changes_nothing(tiny_encoder, plain_data, fusion):
+    model = build(tiny_encoder, plain_data, f"model.fusion={fusion}")
+    histories = plain_data.histories(model.config)
+    together = vectors(model, histories, window((3, 0, 2, 2), (7, 0, 8, 8), (101, 0, 0, 0)))
+    for place, (user, stop) in enumerate([(3, 2), (7, 8), (101, 0)]):
+        alone = vectors(model, histories, window((user, 0, stop, stop)))[0]
+        torch.testing.assert_close(together[place, : stop + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_a_user_who_does_nothing_is_the_profile(plain_model, plain_data):
+    histories = plain_data.histories(plain_model.config)
+    two_women, man = vectors(plain_model, histories, window((0, 0, 0, 0), (2, 0, 0, 0), (1, 0, 0, 0)))[:, 0].split([2, 1])
+    torch.testing.assert_close(two_women[0], two_women[1])
+    assert (two_women[0] - man[0]).abs().max() > 1e-3
+
+
+def test_vectors_have_unit_length_and_rows_without_views_none(plain_model):
+    views, items = catalogue(plain_model)
+    torch.testing.assert_close(items.norm(dim=-1), torch.tensor([0.0, 0.0] + [1.0] * tiny.ITEMS))
+    assert views.present[FIRST + 7].tolist() == [True, False, False, True]  # no title, no genres
+    assert views.present[FIRST + 5].tolist() == [True, True, True, False]  # no year
+
+
+def test_an_item_described_by_its_columns_is_the_item_but_for_its_id(plain_model, plain_data):
+    views, _ = catalogue(plain_model)
+    features = {name: getattr(plain_model, f"item_{name}")[[FIRST]] for name in ("genres", "year")}
+    with torch.no_grad():
+        new = plain_model.new_item_views(features, [plain_data.catalog.table["text"][0].as_py()])
+    torch.testing.assert_close(new.z[0, 1:], views.z[FIRST, 1:], atol=1e-5, rtol=1e-4)
+    assert new.present.tolist() == [[False, True, True, True]]
+
+
+@pytest.mark.parametrize("tune", ["frozen", "last_n", "lora", "full"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("fusion", ["gated", "linear"])
+def test_every_parameter_gets_a_gradient(tiny_encoder, plain_data, fusion, loss, tune):
+    overrides = (f"model.fusion={fusion}", f"train.loss={loss}", f"model.text.tune={tune}")
+    model = build(tiny_encoder, plain_data, *overrides).train()
+    histories = plain_data.histories(model.config)
+    batch = collate(histories, train_examples(histories, 8)[:24])
+    model(batch, torch.Generator().manual_seed(0)).backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, grad in trained.items() if grad is None or not grad.isfinite().all()] == []
+    assert any(name.startswith("text.") for name in trained) == (tune != "frozen")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_views_may_be_few(tiny_encoder, plain_data, loss):
+    model = build(tiny_encoder, plain_data, "views={id: {kind: id}}", f"train.loss={loss}").train()
+    histories = plain_data.histories(model.config)
+    model(collate(histories, train_examples(histories, 8)[:9]), torch.Generator().manual_seed(0)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_model(tiny_encoder, plain_data):
+    one, two, three = (build(tiny_encoder, plain_data, f"seed={seed}").state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not torch.equal(one["start"], three["start"])
+
+
+def test_negatives_are_drawn_by_the_root_of_popularity(plain_model, plain_data):
+    histories = plain_data.histories(plain_model.config)
+    train = histories.item[histories.split == 0]
+    count = int((train == FIRST + 3).sum())
+    assert plain_model.draw[:FIRST].tolist() == [0, 0]
+    assert abs(float(plain_model.draw[FIRST + 3]) - (count + 1) ** 0.5) < 1e-6

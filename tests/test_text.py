@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mvrec_core.catalog import FIRST
+from mvrec_core.config import TextEncoderConfig
+from mvrec_core.errors import ConfigError
+from mvrec_core.text import TextEncoder
+
+TEXTS = ["title: 流浪地球", "title: b", None, "title: a longer one 12", "title: b"]
+
+
+def encoder(path, **settings):
+    torch.manual_seed(0)
+    text = TextEncoder(TextEncoderConfig(path=str(path), max_tokens=32, **settings), TEXTS)
+    text.refresh()
+    return text.eval()
+
+
+@pytest.fixture
+def frozen(tiny_encoder):
+    return encoder(tiny_encoder)
+
+
+def by_hand(path, text):
+    from transformers import AutoModel, AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")
+    with torch.no_grad():
+        return AutoModel.from_pretrained(path).eval()(**tokens).last_hidden_state[0].mean(0)
+
+
+def test_distinct_texts_have_a_row_each(frozen):
+    assert frozen.cache.shape == (3, 32)
+    assert frozen.text_of[:FIRST].tolist() == [-1, -1] and frozen.text_of[FIRST + 2] == -1
+    rows = frozen.text_of[FIRST:].tolist()
+    assert rows[1] == rows[4] and sorted({rows[0], rows[1], rows[3]}) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_vector_is_the_mean_over_the_tokens(frozen, tiny_encoder, place):
+    cached = frozen.cache[frozen.text_of[FIRST + place]]
+    torch.testing.assert_close(cached, by_hand(tiny_encoder, TEXTS[place]), atol=1e-5, rtol=1e-4)
+
+
+def test_texts_differ(frozen):
+    assert float(torch.pdist(frozen.cache).min()) > 0.1
+
+
+def test_a_refresh_encodes_each_distinct_text_once(tiny_encoder, monkeypatch):
+    text, seen = encoder(tiny_encoder), []
+    encode = text.encode
+    monkeypatch.setattr(text, "encode", lambda ids, size: seen.append(len(ids)) or encode(ids, size))
+    text.refresh()
+    assert sum(seen) == 3
+    text(torch.arange(7))
+    assert sum(seen) == 3
+
+
+def test_the_vectors_of_the_catalogue_are_standardised(frozen):
+    vector, _ = frozen(torch.tensor([2, 3, 5]))
+    torch.testing.assert_close(vector.mean(0), torch.zeros(32), atol=1e-5, rtol=0)
+    assert abs(float(vector.pow(2).mean()) - 1) < 1e-4
+
+
+def test_an_item_without_text_is_masked(frozen):
+    vector, present = frozen(torch.arange(7))
+    assert present.tolist() == [False, False, True, True, False, True, True]
+    assert (vector[~present] == 0).all()
+
+
+def test_a_text_alone_and_among_longer_ones_is_the_same(frozen):
+    vector, _ = frozen(torch.tensor([3]))
+    torch.testing.assert_close(frozen.embed(["title: b"]), vector, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(frozen.embed(["title: b", TEXTS[3]])[:1], vector, atol=1e-5, rtol=1e-4)
+
+
+def trained(text):
+    """Names of the encoder's parameters that a step with live texts gives a gradient."""
+    live = text.choose_live(torch.arange(7), torch.Generator().manual_seed(0))
+    text(torch.arange(7), live)[0].pow(2).sum().backward()
+    return {name for name, p in text.encoder.named_parameters() if p.grad is not None}
+
+
+def test_frozen_trains_nothing(frozen):
+    assert not frozen.tuned and not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_last_n_trains_the_last_layers(tiny_encoder):
+    names = trained(encoder(tiny_encoder, tune="last_n", last_n=1))
+    assert names and all(name.startswith("encoder.layer.1.") for name in names)
+
+
+def test_lora_trains_the_low_rank_update(tiny_encoder):
+    names = trained(encoder(tiny_encoder, tune="lora", rank=2))
+    assert len(names) == 2 * 2 * 2 and all("lora_" in name for name in names)
+
+
+def test_full_trains_everything(tiny_encoder):
+    text = encoder(tiny_encoder, tune="full")
+    assert trained(text) == {name for name, _ in text.encoder.named_parameters()}
+
+
+def test_live_texts_enter_the_cache_without_touching_the_others(tiny_encoder):
+    text = encoder(tiny_encoder, tune="full")
+    before = text.cache.clone()
+    with torch.no_grad():
+        for parameter in text.encoder.parameters():
+            parameter.mul_(1.1)
+    live = text.text_of[[3]]
+    vector, _ = text(torch.tensor([3, 2]), live)
+    others = [row for row in range(3) if row != int(live)]
+    assert torch.equal(text.cache[others], before[others]) and not torch.equal(text.cache[live], before[live])
+    torch.testing.assert_close(vector[0], (text.cache[live[0]] - text.centre) / text.spread)
+
+
+def test_at_most_so_many_live_texts_and_never_none(tiny_encoder):
+    text, draw = encoder(tiny_encoder, tune="full", live=2), torch.Generator().manual_seed(0)
+    rows = text.choose_live(torch.arange(7), draw)
+    assert len(rows) == 2 and len(rows.unique()) == 2
+    assert text.choose_live(torch.tensor([0, 4]), draw).tolist() == [0]
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+def test_a_saved_encoder_is_loaded_the_same(tiny_encoder, tmp_path, tune):
+    text = encoder(tiny_encoder, tune=tune)
+    with torch.no_grad():
+        for parameter in text.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02)
+    text.refresh()
+    text.save(tmp_path / "saved")
+    torch.testing.assert_close(encoder(tmp_path / "saved").cache, text.cache, atol=1e-5, rtol=1e-4)
+
+
+def test_no_text_at_all(tiny_encoder):
+    text = TextEncoder(TextEncoderConfig(path=str(tiny_encoder)), [None, None])
+    text.refresh()
+    vector, present = text(torch.arange(4))
+    assert vector.shape == (4, 32) and bool(vector.isfinite().all()) and not present.any()
+
+
+def test_a_directory_that_holds_no_model(tmp_path):
+    with pytest.raises(ConfigError, match="expected a directory of a BERT-family model with config.json, found"):
+        TextEncoder(TextEncoderConfig(path=str(tmp_path)), TEXTS)
+
+
+def test_more_layers_than_there_are(tiny_encoder):
+    with pytest.raises(ConfigError, match="at most the encoder's 2 layers, found 3"):
+        encoder(tiny_encoder, tune="last_n", last_n=3)

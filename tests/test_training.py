@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvrec_core.checkpoint import new_model
+from mvrec_core.errors import DataError
+from mvrec_core.metrics import RankingSums
+from mvrec_core.sequences import Examples, stage_examples, train_examples
+from mvrec_core.training import Workers, encode, epoch_batches, fit, make_optimiser, rank_targets
+
+
+def windows(lengths):
+    limit = np.array(lengths, np.int64)
+    start = (np.arange(len(limit)) % 2) * np.minimum(limit - 2, 1).clip(0)
+    return Examples(np.arange(len(limit)), start, np.maximum(limit - 1, 0), limit)
+
+
+SHARED = (st.lists(st.integers(1, 30), min_size=4, max_size=60), st.integers(4, 20), st.integers(1, 4))
+
+
+@given(*SHARED)
+def test_every_window_comes_once_and_every_worker_takes_as_many_steps(lengths, size, workers):
+    examples = windows(lengths)
+    shares = [list(epoch_batches(examples, size, 0, 1, Workers(rank, workers))) for rank in range(workers)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(np.concatenate([mine for share in shares for mine, _ in share]).tolist()) == list(range(len(lengths)))
+    assert min(len(mine) for share in shares for mine, _ in share) >= 1  # the mean over no target is not a number
+
+
+@given(*SHARED)
+def test_the_average_over_workers_is_the_mean_over_the_whole_batch(lengths, size, workers):
+    examples = windows(lengths)
+    loss = np.random.default_rng(0).random(len(lengths))  # of every target of a window
+    targets = examples.limit - examples.start - (examples.start > 0)
+    for steps in zip(*(epoch_batches(examples, size, 0, 1, Workers(r, workers)) for r in range(workers)), strict=True):
+        average = sum(share * np.average(loss[mine], weights=targets[mine]) for mine, share in steps) / workers
+        rows = np.concatenate([mine for mine, _ in steps])
+        assert abs(average - np.average(loss[rows], weights=targets[rows])) < 1e-9
+
+
+def test_another_epoch_has_another_order():
+    examples = windows([5] * 20)
+    first, again, second = (list(epoch_batches(examples, 4, 0, epoch, Workers())) for epoch in (1, 1, 2))
+    assert [mine.tolist() for mine, _ in first] == [mine.tolist() for mine, _ in again]
+    assert [mine.tolist() for mine, _ in first] != [mine.tolist() for mine, _ in second]
+
+
+@pytest.mark.parametrize("stage", ["valid", "test"])
+@pytest.mark.parametrize(("size", "workers"), [(1, 1), (32, 1), (101, 2), (7, 3), (500, 4)])
+def test_all_101_users_are_ranked_whatever_the_batches(plain_model, plain_data, stage, size, workers):
+    config = plain_model.config
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"batch_size": size})})
+    histories = plain_data.histories(config)
+    examples = stage_examples(histories, stage, config.model.max_len)
+    sums = RankingSums()
+    for rank in range(workers):
+        sums += RankingSums.from_ranks(rank_targets(plain_model, histories, examples[rank::workers], config))
+    whole = RankingSums.from_ranks(rank_targets(plain_model, histories, examples, plain_model.config))
+    assert sums.users == whole.users == tiny.USERS
+    np.testing.assert_allclose(sums.sums, whole.sums, rtol=1e-9)
+
+
+def test_a_target_of_no_known_item_is_a_miss(plain_model, plain_data):
+    config, histories = plain_model.config, plain_data.histories(plain_model.config)
+    examples = stage_examples(histories, "test", 8)
+    item = histories.item.copy()
+    item[histories.offsets[examples.user[0]] + examples.stop[0]] = 1
+    ranked = rank_targets(plain_model, dataclasses.replace(histories, item=item), examples, config)
+    assert (len(ranked), RankingSums.from_ranks(ranked).unrankable) == (tiny.USERS, 1)
+
+
+def trained(encoder, data, *overrides):
+    config = tiny.config(encoder, *overrides)
+    histories = data.histories(config)
+    model = new_model(config, data, histories)
+    return model, list(fit(model, histories, config, Workers()))
+
+
+@pytest.mark.parametrize("tune", ["frozen", "full"])
+def test_the_same_seed_gives_the_same_bits(tiny_encoder, plain_data, tune):
+    (one, first), (two, second) = (trained(tiny_encoder, plain_data, f"model.text.tune={tune}") for _ in range(2))
+    assert len(first) == 2 and [e.loss for e in first] == [e.loss for e in second]
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
+def test_training_learns_what_comes_next(tiny_encoder, plain_data, loss):
+    _, epochs = trained(tiny_encoder, plain_data, f"train.loss={loss}", "train.epochs=8", "views={id: {kind: id}}")
+    first, last = epochs[0].valid.means()["NDCG@10"], epochs[-1].valid.means()["NDCG@10"]
+    assert epochs[-1].loss < 0.8 * epochs[0].loss
+    assert last > max(0.5, first)  # chance is 0.12
+
+
+def test_an_epoch_says_what_it_did(tiny_encoder, plain_data):
+    model, epochs = trained(tiny_encoder, plain_data, "train.epochs=3", "train.validate_every=2")
+    assert [(e.number, e.valid is None, e.last) for e in epochs] == [(1, True, False), (2, False, False), (3, False, True)]
+    histories = plain_data.histories(model.config)
+    assert {e.targets for e in epochs} == {int(((histories.split == 0) & (histories.item > 1)).sum())}
+    assert epochs[1].best and epochs[1].valid.users == tiny.USERS
+
+
+def test_training_stops_when_validation_does_not_improve(tiny_encoder, plain_data):
+    _, epochs = trained(tiny_encoder, plain_data, "train.lr=1e-30", "train.epochs=9", "train.patience=2")
+    assert [e.best for e in epochs] == [True, False, False] and epochs[-1].last
+
+
+def test_more_workers_than_windows(plain_model, plain_data):
+    histories = plain_data.histories(plain_model.config)
+    n = len(train_examples(histories, plain_model.config.model.max_len))
+    with pytest.raises(DataError, match=f"{n + 1} workers need .* found {n} windows and train.batch_size 16"):
+        next(fit(plain_model, histories, plain_model.config, Workers(0, n + 1)))
+
+
+def test_the_text_encoder_learns_at_its_own_rate(tiny_encoder, plain_data):
+    config = tiny.config(tiny_encoder, "model.text.tune=full", "model.text.lr=1e-5")
+    model = new_model(config, plain_data, plain_data.histories(config))
+    groups = make_optimiser(model, config).param_groups
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    text = {id(p) for p in model.text.parameters()}
+    assert {rate[p] for p in text} == {(1e-5, 0.01), (1e-5, 0.0)}
+    assert rate[id(model.bias)] == rate[id(model.log_tau)] == (0.1, 0.0)
+    assert rate[id(model.encoders["id"].embedding.weight)] == (0.01, 0.01)
+    assert len(rate) == len(list(model.parameters()))
+
+
+def test_encode_gives_the_vector_after_the_last_step(plain_model, plain_data):
+    from mvrec_core.batch import collate
+    from mvrec_core.training import catalogue
+
+    histories = plain_data.histories(plain_model.config)
+    examples = stage_examples(histories, "test", 8)[:12]
+    views, _ = catalogue(plain_model)
+    batch = collate(histories, examples)
+    with torch.no_grad():
+        every = plain_model.user_vectors(batch, views, batch.item)
+    got = encode(plain_model, histories, examples, views)
+    for row, stop in enumerate((examples.stop - examples.start).tolist()):
+        assert torch.equal(got[row], every[row, stop])
