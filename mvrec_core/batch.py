@@ -55,8 +55,7 @@ def collate(histories: Histories, examples: Examples) -> Batch:
 
     place = np.arange(len(step) + 1)
     position = examples.start[:, None] + place
-    wanted = (position < examples.limit[:, None]) & (place <= length[:, None])
-    wanted &= (place > 0) | (examples.start == 0)[:, None]  # only a history's first event follows the bare profile
+    wanted = (position >= examples.first[:, None]) & (position < examples.limit[:, None])
     following = np.where(wanted, first[:, None] + place, 0)
     return Batch(
         item=torch.from_numpy(_padded(histories.item, row, inside, PAD)),

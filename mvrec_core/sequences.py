@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -74,33 +74,38 @@ class Examples:
     """n windows of histories: the encoder reads events start .. stop - 1 of a user (positions in the history).
 
     user, start, stop: int64 [n]
-    limit:             int64 [n], the events that may be targets end here; stop + 1 at evaluation
+    first, limit:      int64 [n], events first .. limit - 1 are the targets; each is predicted from those before it
     """
 
     user: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    first: np.ndarray
     limit: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user)
 
     def __getitem__(self, rows: np.ndarray | slice) -> Examples:
-        return Examples(self.user[rows], self.start[rows], self.stop[rows], self.limit[rows])
+        return Examples(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def train_examples(histories: Histories, max_len: int) -> Examples:
-    """Every train event as a target once: a user's train events in windows of max_len, cut from the newest back.
+def train_examples(histories: Histories, max_len: int, draw: np.random.Generator | None = None) -> Examples:
+    """Every train event as a target once, in windows of at most max_len targets; the oldest starts from the profile.
 
-    A window's events but the last are read, and each predicts the next; the oldest window starts from the profile.
+    Windows are cut from the newest event back. With `draw`, histories of several windows are cut at random places
+    instead, so that windows differ from epoch to epoch.
     """
     count = _count_before(histories, VALID)
-    windows = -(-count // max_len)
+    shift = (
+        np.zeros_like(count) if draw is None else np.where(count > max_len, draw.integers(0, max_len, len(count)), 0)
+    )
+    windows = -(-(count + shift) // max_len)
     user = np.repeat(np.arange(len(histories)), windows)
     back = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)  # 0: the newest window
-    limit = count[user] - back * max_len
-    start = np.maximum(limit - max_len - 1, 0)
-    return Examples(user, start, np.maximum(limit - 1, 0), limit)
+    end = count[user] + shift[user] - back * max_len
+    first, limit = np.maximum(end - max_len, 0), np.minimum(end, count[user])
+    return Examples(user, np.maximum(first - 1, 0), limit - 1, first, limit)
 
 
 def stage_examples(histories: Histories, stage: str, max_len: int) -> Examples:
@@ -111,13 +116,13 @@ def stage_examples(histories: Histories, stage: str, max_len: int) -> Examples:
     user = np.flatnonzero(before < total)
     user = user[histories.split[histories.offsets[user] + before[user]] == STAGES[stage]]
     stop = before[user]
-    return Examples(user, np.maximum(stop - max_len, 0), stop, stop + 1)
+    return Examples(user, np.maximum(stop - max_len, 0), stop, stop, stop + 1)
 
 
 def live_examples(histories: Histories, max_len: int) -> Examples:
     """Of each user: the newest max_len events are read, with no target."""
     stop = np.diff(histories.offsets)
-    return Examples(np.arange(len(histories)), np.maximum(stop - max_len, 0), stop, stop)
+    return Examples(np.arange(len(histories)), np.maximum(stop - max_len, 0), stop, stop, stop)
 
 
 def _count_before(histories: Histories, split: int) -> np.ndarray:

@@ -81,6 +81,7 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         began = time.perf_counter()
         model.train()
         total = torch.zeros(2, dtype=torch.float64)
+        examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]))
         for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
             batch = collate(histories, examples[mine]).to(workers.device)
             with autocast(config, workers.device):
@@ -129,7 +130,8 @@ def _rate(step: int, steps: int) -> float:
     warmup = max(1, int(steps * WARMUP))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))  # steps is an estimate: windows differ by epoch
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def epoch_batches(
@@ -142,7 +144,7 @@ def epoch_batches(
     length = examples.limit - examples.start
     order = np.argsort(length * draw.uniform(0.9, 1.1, len(length)), kind="stable")
     batches = np.array_split(order, math.ceil(len(order) / batch_size))
-    targets = length - (examples.start > 0)
+    targets = examples.limit - examples.first
     for place in draw.permutation(len(batches)):
         rows = batches[place]
         mine = rows[workers.rank :: workers.size]
