@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from mvrec_core.batch import collate
@@ -25,11 +26,12 @@ HISTORIES = Histories(
 
 
 def examples(*rows):
+    """Rows of user, start, stop, first, limit."""
     return Examples(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
 def test_every_tensor_of_a_batch():
-    batch = collate(HISTORIES, examples((0, 0, 2, 3), (1, 0, 1, 1)))
+    batch = collate(HISTORIES, examples((0, 0, 2, 0, 3), (1, 0, 1, 0, 1)))
     assert batch.item.tolist() == [[5, 6], [8, 0]]
     assert batch.time.tolist() == [[10, 20], [40, MISSING_TIME]]
     assert batch.length.tolist() == [2, 1]
@@ -41,21 +43,22 @@ def test_every_tensor_of_a_batch():
     torch.testing.assert_close(batch.user["age"], torch.tensor([0.25, NAN]), equal_nan=True)
 
 
+@pytest.mark.parametrize(("first", "limit", "target"), [(0, 3, [5, 6, 7]), (0, 2, [5, 6, 0]), (2, 3, [0, 0, 7])])
+def test_targets_are_those_from_first_to_limit(first, limit, target):
+    assert collate(HISTORIES, examples((0, 0, 2, first, limit))).target.tolist() == [target]
+
+
 def test_a_window_that_starts_later_has_no_target_for_the_profile():
-    assert collate(HISTORIES, examples((0, 1, 2, 3))).target.tolist() == [[0, 7]]
-
-
-def test_targets_end_at_the_limit():
-    assert collate(HISTORIES, examples((0, 0, 2, 2))).target.tolist() == [[5, 6, 0]]
+    assert collate(HISTORIES, examples((0, 1, 2, 2, 3))).target.tolist() == [[0, 7]]
 
 
 def test_an_empty_history():
-    batch = collate(HISTORIES, examples((1, 0, 0, 1)))
+    batch = collate(HISTORIES, examples((1, 0, 0, 0, 1)))
     assert (batch.item.shape, batch.length.tolist(), batch.target.tolist()) == ((1, 0), [0], [[8]])
     assert batch.event["tag"].shape == (1, 0, 2)
 
 
 def test_to_moves_every_tensor():
-    batch = collate(HISTORIES, examples((0, 0, 2, 3))).to("meta")
+    batch = collate(HISTORIES, examples((0, 0, 2, 0, 3))).to("meta")
     devices = {t.device.type for t in (batch.item, batch.target, batch.event["tag"], batch.user["age"])}
     assert devices == {"meta"}

@@ -76,7 +76,8 @@ def test_overrides_are_yaml(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(SMALL, encoding="utf-8")
     run = load_config(
-        path, ["train.lr=1e-3", "evaluate.exclude_seen=false", "evaluate.baselines=[als]", "model.text.path=流浪", "seed=7"]
+        path,
+        ["train.lr=1e-3", "evaluate.exclude_seen=false", "evaluate.baselines=[als]", "model.text.path=流浪", "seed=7"],
     )
     assert (run.train.lr, run.evaluate.exclude_seen, run.evaluate.baselines) == (0.001, False, ("als",))
     assert (run.model.text.path, run.seed, run.train.epochs) == ("流浪", 7, 30)

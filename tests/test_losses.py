@@ -39,9 +39,9 @@ def test_many_uneven_draws_come_close_to_the_full_softmax():
     drawn = q.multinomial(100_000, replacement=True, generator=torch.Generator().manual_seed(0))
     sampled = losses.sampled_softmax(POSITIVE, USERS @ ITEMS[drawn].T, TARGET, drawn, q.log(), TAU, bias())
     full = losses.softmax(USERS, ITEMS, TARGET, TAU, bias())
-    assert abs(float(sampled - full)) < 0.02
+    assert abs((sampled - full).item()) < 0.02
     uncorrected = torch.cat([(POSITIVE / TAU)[:, None], USERS @ ITEMS[drawn].T / TAU], 1).logsumexp(1) - POSITIVE / TAU
-    assert float(uncorrected.mean() - full) > 1
+    assert (uncorrected.mean() - full).item() > 1
 
 
 def test_a_negative_that_is_the_target_is_left_out():
@@ -49,7 +49,7 @@ def test_a_negative_that_is_the_target_is_left_out():
     loss = losses.sampled_softmax(
         POSITIVE[:1], USERS[:1] @ ITEMS[drawn].T, TARGET[:1], drawn, torch.zeros(9), TAU, bias()
     )
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
 
 
 def test_bce_is_that_of_logits():

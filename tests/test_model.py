@@ -31,8 +31,10 @@ def vectors(model, histories, examples):
         return model.user_vectors(batch, catalogue(model)[0], batch.item)
 
 
-def window(*rows):
-    return Examples(*(np.array(column) for column in zip(*rows, strict=True)))
+def read(*pairs):
+    """Each user's first `stop` events, with no target."""
+    user, stop = (np.array(column) for column in zip(*pairs, strict=True))
+    return Examples(user, np.zeros_like(stop), stop, stop, stop)
 
 
 @pytest.mark.parametrize("fusion", ["gated", "linear"])
@@ -45,7 +47,7 @@ def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data,
     item[row], time[row], rating[row] = FIRST + 20, time[row] + 7_000_000_000, 2.0
     event = {"rating": rating, "time": time}
     changed = dataclasses.replace(histories, item=item, time=time, event=event)
-    whole = window((user, 0, 8, 8))
+    whole = read((user, 8))
     before, after = vectors(model, histories, whole)[0], vectors(model, changed, whole)[0]
     torch.testing.assert_close(after[: at + 1], before[: at + 1], atol=1e-6, rtol=0)
     assert (after[at + 1 :] - before[at + 1 :]).abs().amax(-1).min() > 1e-4
@@ -55,15 +57,16 @@ def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data,
 def test_padding_changes_nothing(tiny_encoder, plain_data, fusion):
     model = build(tiny_encoder, plain_data, f"model.fusion={fusion}")
     histories = plain_data.histories(model.config)
-    together = vectors(model, histories, window((3, 0, 2, 2), (7, 0, 8, 8), (101, 0, 0, 0)))
+    together = vectors(model, histories, read((3, 2), (7, 8), (101, 0)))
     for place, (user, stop) in enumerate([(3, 2), (7, 8), (101, 0)]):
-        alone = vectors(model, histories, window((user, 0, stop, stop)))[0]
+        alone = vectors(model, histories, read((user, stop)))[0]
         torch.testing.assert_close(together[place, : stop + 1], alone, atol=1e-5, rtol=0)
 
 
 def test_a_user_who_does_nothing_is_the_profile(plain_model, plain_data):
     histories = plain_data.histories(plain_model.config)
-    two_women, man = vectors(plain_model, histories, window((0, 0, 0, 0), (2, 0, 0, 0), (1, 0, 0, 0)))[:, 0].split([2, 1])
+    profiles = vectors(plain_model, histories, read((0, 0), (2, 0), (1, 0)))[:, 0]
+    two_women, man = profiles.split([2, 1])
     torch.testing.assert_close(two_women[0], two_women[1])
     assert (two_women[0] - man[0]).abs().max() > 1e-3
 

@@ -21,18 +21,21 @@ def make(splits):
 
 
 def columns(examples):
-    return [getattr(examples, name).tolist() for name in ("user", "start", "stop", "limit")]
+    return [getattr(examples, name).tolist() for name in ("user", "start", "stop", "first", "limit")]
 
 
 LONG = [TRAIN] * 5 + [VALID, TEST]
 
 
+WINDOWS = [[0, 0, 0, 1], [2, 0, 0, 0], [4, 2, 0, 0], [3, 1, 0, 0], [5, 3, 1, 1]]
+
+
 def test_train_windows_are_cut_from_the_newest_back():
-    assert columns(train_examples(make([LONG, [TRAIN]]), 2)) == [[0, 0, 1], [2, 0, 0], [4, 2, 0], [5, 3, 1]]
+    assert columns(train_examples(make([LONG, [TRAIN]]), 2)) == WINDOWS
 
 
 def test_a_window_as_long_as_the_history():
-    assert columns(train_examples(make([LONG]), 5)) == [[0], [0], [4], [5]]
+    assert columns(train_examples(make([LONG]), 5)) == [[0], [0], [4], [0], [5]]
 
 
 USER = st.tuples(st.integers(0, 12), st.integers(0, 2), st.integers(0, 2)).map(
@@ -40,19 +43,22 @@ USER = st.tuples(st.integers(0, 12), st.integers(0, 2), st.integers(0, 2)).map(
 )
 
 
-@given(st.lists(USER, min_size=1, max_size=6), st.integers(1, 9))
-def test_every_train_event_is_a_target_once_and_no_other_ever(splits, max_len):
+DRAW = st.none() | st.integers(0, 99).map(np.random.default_rng)
+
+
+@given(st.lists(USER, min_size=1, max_size=6), st.integers(1, 9), DRAW)
+def test_every_train_event_is_a_target_once_and_no_other_ever(splits, max_len, draw):
     histories = make(splits)
-    batch = collate(histories, train_examples(histories, max_len))
+    batch = collate(histories, train_examples(histories, max_len, draw))
     targets = batch.target[batch.target >= FIRST].tolist()
     assert sorted(targets) == histories.item[histories.split == TRAIN].tolist()
     assert int(batch.length.max() if len(batch.length) else 0) <= max_len
 
 
-@given(st.lists(USER, min_size=1, max_size=6), st.integers(1, 9))
-def test_what_is_read_comes_right_before_the_target(splits, max_len):
+@given(st.lists(USER, min_size=1, max_size=6), st.integers(1, 9), DRAW)
+def test_what_is_read_comes_right_before_the_target(splits, max_len, draw):
     histories = make(splits)
-    batch = collate(histories, train_examples(histories, max_len))
+    batch = collate(histories, train_examples(histories, max_len, draw))
     row, place = (batch.target >= FIRST).nonzero(as_tuple=True)
     row, place = row[place > 0], place[place > 0]
     assert (batch.item[row, place - 1] + 1 == batch.target[row, place]).all()
@@ -60,19 +66,19 @@ def test_what_is_read_comes_right_before_the_target(splits, max_len):
 
 def test_test_reads_the_validation_event_too():
     histories = make([LONG, [TRAIN, TRAIN]])
-    assert columns(stage_examples(histories, "valid", 100)) == [[0], [0], [5], [6]]
-    assert columns(stage_examples(histories, "test", 100)) == [[0], [0], [6], [7]]
-    assert columns(stage_examples(histories, "test", 4)) == [[0], [2], [6], [7]]
+    assert columns(stage_examples(histories, "valid", 100)) == [[0], [0], [5], [5], [6]]
+    assert columns(stage_examples(histories, "test", 100)) == [[0], [0], [6], [6], [7]]
+    assert columns(stage_examples(histories, "test", 4)) == [[0], [2], [6], [6], [7]]
 
 
 def test_users_of_a_temporal_split():
     histories = make([[VALID, VALID], [TEST], [TRAIN, TEST], [TRAIN]])
-    assert columns(stage_examples(histories, "valid", 9)) == [[0], [0], [0], [1]]
-    assert columns(stage_examples(histories, "test", 9)) == [[1, 2], [0, 0], [0, 1], [1, 2]]
+    assert columns(stage_examples(histories, "valid", 9)) == [[0], [0], [0], [0], [1]]
+    assert columns(stage_examples(histories, "test", 9)) == [[1, 2], [0, 0], [0, 1], [0, 1], [1, 2]]
 
 
 def test_live_reads_everything():
-    assert columns(live_examples(make([LONG, []]), 3)) == [[0, 1], [4, 0], [7, 0], [7, 0]]
+    assert columns(live_examples(make([LONG, []]), 3)) == [[0, 1], [4, 0], [7, 0], [7, 0], [7, 0]]
 
 
 def test_events_of():
