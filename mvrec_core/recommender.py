@@ -123,9 +123,8 @@ class Recommender:
         """An answer for each request; a bad one holds its own error and leaves the others alone."""
         answers: list[Answer | RequestError | None] = [self._refuse(request) for request in requests]
         good = [place for place, answer in enumerate(answers) if answer is None]
-        if good:
-            for place, answer in zip(good, self._answers([requests[place] for place in good]), strict=True):
-                answers[place] = answer
+        for place, answer in zip(good, self._answers([requests[place] for place in good]), strict=True):
+            answers[place] = answer
         return answers  # type: ignore[return-value]  # every None has been answered
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
@@ -242,11 +241,15 @@ class Recommender:
     def _refuse(self, request: Request) -> RequestError | None:
         try:
             self._check_k(request.k)
+            if request.events:
+                self._encode_events([request.events])
         except RequestError as error:
             return error
         return None
 
     def _answers(self, requests: Sequence[Request]) -> list[Answer]:
+        if not requests:
+            return []
         histories, users = self._users(requests)
         examples = live_examples(histories, self._max_len)
         vectors = training.encode(self._model, histories, examples, self._views)
@@ -391,11 +394,7 @@ def join_text(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
 def _raw_values(view: CategoryView | NumberView, raw: Sequence[Any], where: str) -> pa.Array:
     """Values of a request as prepare would have stored them. Raises RequestError naming the column."""
     if isinstance(view, NumberView):
-        try:
-            return pa.array([None if value is None else float(value) for value in raw], pa.float64())
-        except (TypeError, ValueError):
-            bad = next(value for value in raw if not isinstance(value, (int, float)) and value is not None)
-            raise RequestError(f"{where}: '{view.column}': expected a number, found {bad!r}", view.column) from None
+        return pa.array([_number(value, view.column, where) for value in raw], pa.float64())
     lists: list[list[str] | None] = []
     for value in raw:
         if value is None:
@@ -406,3 +405,10 @@ def _raw_values(view: CategoryView | NumberView, raw: Sequence[Any], where: str)
             parts = str(value).split(view.separator) if view.separator else [str(value)]
             lists.append([part.strip() for part in parts if part.strip()])
     return pa.array(lists, pa.list_(pa.string()))
+
+
+def _number(value: Any, column: str, where: str) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise RequestError(f"{where}: '{column}': expected a number, found {value!r:.60}", column) from None

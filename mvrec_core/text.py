@@ -139,7 +139,8 @@ class TextEncoder(nn.Module):
             import copy
 
             encoder = copy.deepcopy(encoder).merge_and_unload()
-        encoder.save_pretrained(directory)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            encoder.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,8 @@ def epoch_batches(
     draw = np.random.default_rng([seed, epoch])
     length = examples.limit - examples.start
     order = np.argsort(length * draw.uniform(0.9, 1.1, len(length)), kind="stable")
-    batches = np.array_split(order, math.ceil(len(order) / batch_size))
+    count = min(math.ceil(len(order) / batch_size), len(order) // workers.size)  # no worker goes without a window
+    batches = np.array_split(order, count)
     targets = examples.limit - examples.first
     for place in draw.permutation(len(batches)):
         rows = batches[place]
