@@ -128,7 +128,7 @@ class Recommender:
         return answers  # type: ignore[return-value]  # every None has been answered
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
-        """The rung, a score and its sigmoid for each candidate, and the request's unknown items.
+        """The rung, a score and its sigmoid for each candidate, and how many ids are unknown, of events or candidates.
 
         With no history and no profile the score is the item's share of train events, and new items have none.
         Raises RequestError.
@@ -155,7 +155,8 @@ class Recommender:
             Scored(c.item_id, float(s) if k else None, float(p) if k else None)
             for c, k, s, p in zip(candidates, known, scores, chances, strict=True)
         ]
-        return rung, scored, users[0].unknown
+        strangers = sum(1 for place, i in enumerate(index) if i < FIRST and candidates[place].features is None)
+        return rung, scored, users[0].unknown + strangers
 
     def similar(self, item_id: str, k: int) -> list[Recommended]:
         """The k items whose vectors are nearest by cosine, the item itself left out. Raises RequestError."""
