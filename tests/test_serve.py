@@ -206,6 +206,7 @@ def test_what_is_not_a_checkpoint_is_one_sentence(tmp_path):
     assert "it has no manifest.json" in refused(tmp_path)
 
 
+@pytest.mark.ray
 def test_the_deploy_file_builds_the_application(checkpoint):
     config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
     (application,) = ServeDeploySchema.model_validate(config).applications
