@@ -32,6 +32,7 @@ from mvrec_core.schema import Columns, invalid_ids, read_ids, read_timestamps, r
 from mvrec_core.sequences import TEST, TRAIN, VALID
 from pipelines import raw
 from pipelines.cluster import connect
+from pipelines.publish import publish
 
 SCHEMA_VERSION = 1
 VALUE_TYPES = {"text": pa.string(), "category": pa.list_(pa.string()), "number": pa.float64(), "time": pa.int64()}
@@ -67,7 +68,7 @@ def prepare(config: Config, log: Callable[[str], None] = print) -> dict[str, Any
         pq.write_table(_rejected_tables(tables), aside / "rejected" / "part-items-users.parquet")
         manifest = _manifest(config, sources, stats, tables, rejected, facts, aside)
         _write(aside / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
-        _publish(aside, target)
+        publish(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _summarise(manifest, target, time.perf_counter() - began, log)
@@ -525,15 +526,6 @@ def _parquet(path: Path, table: pa.Table) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _publish(aside: Path, target: Path) -> None:
-    """The whole directory under its name; an older one steps aside first and goes last."""
-    old = target.with_name(f"{target.name}.old-{os.getpid()}")
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from pipelines import datasets
 from pipelines.cluster import connect
+from pipelines.publish import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
 PROGRESS = "train.log"  # in the run: a line an epoch, written by rank 0, shown by the driver
@@ -65,7 +66,11 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
         except ray.train.TrainingFailedError as error:
             raise _user_error(error) or error from None
     assert result.checkpoint is not None
-    _publish(result.checkpoint, target)
+    aside = target.with_name(f"checkpoint.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    result.checkpoint.to_directory(str(aside))
+    checkpoint.verify(aside)
+    publish(aside, target)
     shutil.rmtree(storage, ignore_errors=True)
     log(f"train: wrote {target}")
     return target
@@ -189,18 +194,6 @@ def _shown(path: Path, log: Callable[[str], None]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _publish(source: Any, target: Path) -> None:
-    """Copies beside the target, checks every hash, then renames; an older one steps aside and goes last."""
-    aside, old = (target.with_name(f"checkpoint.{word}-{os.getpid()}") for word in ("tmp", "old"))
-    shutil.rmtree(aside, ignore_errors=True)
-    source.to_directory(str(aside))
-    checkpoint.verify(aside)
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What Ray Serve has to find in the environment before it is imported: the fast way in, ports and files of our own.
 
-Ray Serve's Python proxy answers about a tenth of what its HAProxy ingress does on the same cores: the latter is asked
+Ray Serve's Python proxy answers far fewer requests than its HAProxy ingress on the same cores: the latter is asked
 for. Its helper ports and files have fixed defaults where two services on one machine would meet: free ones are looked
 for. A variable that the user has set is left alone.
 """
