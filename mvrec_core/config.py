@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mvrec_core.errors import ConfigError, nearest
 
@@ -20,28 +20,49 @@ class Node(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+
+
 class Source(Node):
     """One table of the raw input."""
 
-    path: str | tuple[str, ...]  # files or glob patterns
+    path: str | tuple[str, ...]  # files, folders, glob patterns, object-store URIs
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None  # None: told from the file's ending
-    columns: dict[str, str] = {}  # our name -> the file's name; a column not named keeps its own name
+    encoding: str = "utf-8"  # of text files
+    columns: dict[str, str | None] = {}  # our name -> the file's, or null: there is none; one not named keeps its name
+    constants: dict[str, str | int | float] = {}  # our name -> the value of every row
+    timestamp_unit: TimeUnit = "s"
 
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.path,) if isinstance(self.path, str) else self.path
 
 
-class EventSource(Source):
-    """The log: user_id, item_id, timestamp, and what event-level views read."""
+class TableSource(Source):
+    """Items or users. Several rows of one id are its history, dated where columns maps `timestamp`."""
 
-    timestamp_unit: Literal["s", "ms", "us", "ns", "iso"] = "s"
+    conflicts: Literal["newest", "most_frequent", "error"] = "newest"  # rows of an id that differ; undated: the last
+    before: str | None = None  # ISO-8601: dated rows from then on are not used; None: split.valid_from, if there is one
+
+    @model_validator(mode="after")
+    def _before_needs_dates(self) -> TableSource:
+        if self.before is not None and self.columns.get("timestamp") is None:
+            raise ValueError("before needs dated rows: map columns.timestamp")
+        return self
 
 
 class LeaveOneOut(Node):
     """Of each user with at least three events the last is test, the one before validation."""
 
     kind: Literal["leave_one_out"] = "leave_one_out"
+    n: Literal[1] = 1
+
+
+class LastN(Node):
+    """Of each user with more than 2 n events the last n are test, the n before validation."""
+
+    kind: Literal["last_n"]
+    n: int = Field(ge=1)
 
 
 class Temporal(Node):
@@ -52,12 +73,54 @@ class Temporal(Node):
     test_from: str
 
 
+class Range(Node):
+    """Numbers from min to max, both included."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class Rate(Node):
+    """More than `events` events within `seconds` is more than a person does."""
+
+    events: int = Field(ge=1)
+    seconds: float = Field(gt=0)
+
+
+class Core(Node):
+    """Fewest events of a user and of an item, counted again until none falls below."""
+
+    users: int = Field(1, ge=1)
+    items: int = Field(1, ge=1)
+    over: Literal["train", "all"] = "train"  # the events that count; with "all", test rows decide what training sees
+
+
+class Clean(Node):
+    """Which valid events are left out, in this order."""
+
+    keep: dict[str, tuple[str, ...]] = {}  # column -> the only values to keep
+    ranges: dict[str, Range] = {}  # column -> the only numbers to keep
+    since: str | None = None  # ISO-8601: earlier events are left out
+    until: str | None = None  # ISO-8601: events from then on are left out
+    duplicates: bool = False  # rows that repeat a row in every column that is read
+    repeats: bool = False  # events of the item of the event before
+    max_rate: Rate | None = None  # users who go beyond it are left out
+    max_history: int | None = Field(None, ge=1)  # older train events of a user than the newest so many
+    core: Core | None = None
+
+
 class Data(Node):
-    events: EventSource
-    items: Source | None = None
-    users: Source | None = None
-    split: Annotated[LeaveOneOut | Temporal, Field(discriminator="kind")] = LeaveOneOut()
-    buckets: int = Field(8, ge=1)  # the same data needs the same number: it decides which file a user is in
+    events: tuple[Source, ...] = Field(min_length=1)  # one source, or several that make one history
+    items: TableSource | None = None
+    users: TableSource | None = None
+    clean: Clean = Clean()
+    split: Annotated[LeaveOneOut | LastN | Temporal, Field(discriminator="kind")] = LeaveOneOut()
+    buckets: int | None = Field(None, ge=1, le=4096)  # None: a power of two, by the number of rows
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _one_source_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else value
 
 
 class IdView(Node):
@@ -73,6 +136,7 @@ class TextView(Node):
     kind: Literal["text"]
     level: Literal["item"] = "item"
     columns: tuple[str, ...] = Field(min_length=1)
+    clean: tuple[Literal["html", "nfc", "control"], ...] = ("html", "nfc", "control")  # entities, Unicode form, ...
 
 
 class CategoryView(Node):
@@ -229,7 +293,7 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error)}") from None
+        raise ConfigError(f"{origin}: {_explain(error, tree)}") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -248,6 +312,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
+        if isinstance(tree, list) and len(tree) == 1:  # the only source of data.events
+            tree = tree[0]
         if not isinstance(tree, dict):
             raise ConfigError(f"override '{override}': '{section}' is a value, not a section")
     tree[last] = value
@@ -256,15 +322,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 UNION_BRANCHES = ("str", "tuple[str, ...]")  # of Source.path
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
     first = error.errors()[0]
     loc = first["loc"]
+    if loc[:2] == ("data", "events") and isinstance(tree["data"]["events"], dict):
+        loc = loc[:2] + loc[3:]  # one source was given, not a list of them
     in_union = loc[:1] == ("views",) or loc[:2] == ("data", "split")  # there pydantic adds the union's tag
     tagged = 2 if in_union else None
     where = [str(part) for place, part in enumerate(loc) if place != tagged and str(part) not in UNION_BRANCHES]
     key = ".".join(where)
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; {nearest(where[-1], _valid_keys(where[:-1], first['loc']))}"
+        return f"unknown key '{key}'; {nearest(where[-1], _valid_keys(where[:-1], loc))}"
     if first["type"] == "missing":
         return f"key '{key}' is missing"
     if first["type"] == "value_error":
@@ -277,7 +345,7 @@ def _explain(error: ValidationError) -> str:
 def _valid_keys(where: list[str], loc: tuple[Any, ...]) -> set[str]:
     """The keys that the branch at `where` of the tree takes."""
     branches: list[Any] = [Config]
-    for part in where:
+    for part in (part for part in where if not part.isdigit()):  # a place in a list is no key
         below: list[Any] = []
         for branch in branches:
             below += _models(branch.model_fields[part].annotation) if part in branch.model_fields else [branch]
@@ -293,6 +361,6 @@ def _valid_keys(where: list[str], loc: tuple[Any, ...]) -> set[str]:
 def _models(annotation: Any) -> list[type[Node]]:
     if isinstance(annotation, type) and issubclass(annotation, Node):
         return [annotation]
-    if typing.get_origin(annotation) in (Union, types.UnionType, Annotated, dict):
+    if typing.get_origin(annotation) in (Union, types.UnionType, Annotated, dict, tuple):
         return [model for part in typing.get_args(annotation) for model in _models(part)]
     return []

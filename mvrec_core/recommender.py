@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import torch
 
@@ -20,6 +21,7 @@ from mvrec_core.index import NOTHING, top_k
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
+from mvrec_core.schema import read_value
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 
 MICROSECONDS = 1_000_000
@@ -372,7 +374,7 @@ class Recommender:
         texts: list[str | None] = [None] * len(features)
         for name, view in self.config.views_at("item").items():
             if isinstance(view, TextView):
-                texts = [join_text(row, view.columns) for row in features]
+                texts = read_texts(features, view)
             elif isinstance(view, (CategoryView, NumberView)):
                 columns[name] = _raw_values(view, [row.get(view.column) for row in features], "candidates")
         table = pa.table(columns) if columns else pa.table({"none": pa.nulls(len(features))})
@@ -381,15 +383,14 @@ class Recommender:
             return self._model.item_vectors(self._model.new_item_views(tensors, texts))[0]
 
 
-def join_text(row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+def read_texts(rows: Sequence[Mapping[str, Any]], view: TextView) -> list[str | None]:
     """ "title: ... genres: ...", as prepare writes it; None where every column is missing or blank."""
-    parts = []
-    for column in columns:
-        value = row.get(column)
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
-        if text.strip():
-            parts.append(f"{column}: {text.strip()}")
-    return " ".join(parts) or None
+
+    def cell(value: Any) -> str | None:
+        return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else None if value is None else str(value)
+
+    cells = {name: [cell(row.get(name)) for row in rows] for name in view.columns}
+    return read_value(pl.DataFrame(cells, schema=dict.fromkeys(view.columns, pl.String)), view).to_list()
 
 
 def _raw_values(view: CategoryView | NumberView, raw: Sequence[Any], where: str) -> pa.Array:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import polars as pl
 
-from mvrec_core.config import CategoryView, Config, EventSource, NumberView, Source, TextView, View
+from mvrec_core.config import CategoryView, Clean, Config, NumberView, TextView, TimeUnit, View
+from mvrec_core.errors import ConfigError
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 FILE, ROW, RAW, REASON = "file", "row", "raw", "reason"
@@ -17,9 +20,9 @@ YEARS = -62_135_596_800_000_000, 253_402_300_799_999_999  # microseconds of year
 
 @dataclass(frozen=True)
 class Columns:
-    """What one source needs: our column names, the file's names, and the views that read them."""
+    """What one source has to give: columns under our names, and the views that read them."""
 
-    needed: Mapping[str, str]  # our name -> the file's
+    names: tuple[str, ...]
     views: Mapping[str, View]
 
     @staticmethod
@@ -28,13 +31,26 @@ class Columns:
         keys = {"events": ("user_id", "item_id", "timestamp"), "items": ("item_id",), "users": ("user_id",)}[source]
         views = config.views_at({"events": "event", "items": "item", "users": "user"}[source])  # type: ignore[arg-type]
         names = list(keys)
+        if source == "events":
+            names += [*config.data.clean.keep, *config.data.clean.ranges]
+        elif "timestamp" in getattr(config.data, source).columns:
+            names.append("timestamp")
         for view in views.values():
             if isinstance(view, TextView):
                 names += view.columns
             elif isinstance(view, (CategoryView, NumberView)):
                 names.append(view.column)
-        given: Source = getattr(config.data, source)
-        return Columns({name: given.columns.get(name, name) for name in names}, views)
+        return Columns(tuple(dict.fromkeys(names)), views)
+
+
+def instant(text: str, key: str) -> int:
+    """Microseconds since 1970 UTC of an ISO-8601 instant, UTC where it names no zone. Raises ConfigError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{key}: expected an ISO-8601 instant, found '{text}'") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp()) * 1_000_000 + moment.microsecond
 
 
 def read_ids(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -50,16 +66,38 @@ def invalid_ids(names: Sequence[str]) -> pl.Expr:
     return reason
 
 
-def read_timestamps(frame: pl.DataFrame, source: EventSource) -> tuple[pl.DataFrame, str]:
+def left_out(frame: pl.DataFrame, clean: Clean) -> pl.Expr:
+    """The reason why a valid row is not wanted, or null: text. Its timestamp is in microseconds."""
+    reason = pl.lit(None, pl.String)
+    time = pl.col("timestamp")
+    if clean.until is not None:
+        late = time >= instant(clean.until, "data.clean.until")
+        reason = pl.when(late).then(pl.lit(f"at or after {clean.until}")).otherwise(reason)
+    if clean.since is not None:
+        early = time < instant(clean.since, "data.clean.since")
+        reason = pl.when(early).then(pl.lit(f"before {clean.since}")).otherwise(reason)
+    for name, bounds in reversed(clean.ranges.items()):
+        number = pl.col(name).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+        inside = number.is_between(
+            -float("inf") if bounds.min is None else bounds.min, float("inf") if bounds.max is None else bounds.max
+        )
+        what = " to ".join("any" if bound is None else f"{bound:g}" for bound in (bounds.min, bounds.max))
+        reason = pl.when(inside.fill_null(False)).then(reason).otherwise(pl.lit(f"{name} is not in {what}"))
+    for name, values in reversed(clean.keep.items()):
+        wanted = _text(frame, name).is_in(list(values)).fill_null(False)
+        reason = pl.when(wanted).then(reason).otherwise(pl.lit(f"{name} is not one of {', '.join(values)}"))
+    return reason
+
+
+def read_timestamps(frame: pl.DataFrame, unit: TimeUnit) -> tuple[pl.DataFrame, str]:
     """timestamp as int64 microseconds since 1970 UTC, null where it is none or outside years 1 to 9999 (a wrong unit
     does that); and the reason that such a row gets."""
-    read, reason = _microseconds(frame, source)
+    read, reason = _microseconds(frame, unit)
     inside = read["timestamp"].is_between(*YEARS).fill_null(False)
     return read.with_columns(read["timestamp"].set(~inside, None)), f"{reason} in years 1 to 9999"
 
 
-def _microseconds(frame: pl.DataFrame, source: EventSource) -> tuple[pl.DataFrame, str]:
-    unit = source.timestamp_unit
+def _microseconds(frame: pl.DataFrame, unit: TimeUnit) -> tuple[pl.DataFrame, str]:
     column = frame["timestamp"]
     if unit == "iso":
         if column.dtype.is_temporal():
@@ -92,24 +130,47 @@ def read_value(frame: pl.DataFrame, view: View) -> pl.Series:
     """What a view reads, as prepared data holds it: text -> String, category -> List(String), number -> Float64,
     time -> Int64; null where it is missing or, for a number, unreadable."""
     if isinstance(view, TextView):
-        return frame.select(_joined(frame, view.columns).alias("value"))["value"]
+        return _joined(frame, view)
     if isinstance(view, CategoryView):
         return frame.select(_values(frame, view).alias("value"))["value"]
     if isinstance(view, NumberView):
-        number = frame[view.column].cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+        number = _number_text(frame, view).cast(pl.Float64, strict=False)
         return number.set(~number.is_finite().fill_null(False), None)
     return frame["timestamp"]
 
 
 def unreadable(frame: pl.DataFrame, view: NumberView) -> int:
     """Cells of a number view that hold something else than a number."""
-    text = frame[view.column].cast(pl.String).str.strip_chars()
+    text = _number_text(frame, view)
     return int(((text != "") & text.is_not_null() & read_value(frame, view).is_null()).sum())
 
 
-def shown(frame: pl.DataFrame, name: str) -> pl.Series:
+def _number_text(frame: pl.DataFrame, view: NumberView) -> pl.Series:
+    column = frame[view.column]
+    if isinstance(column.dtype, pl.List):  # no number, whatever is in it
+        return pl.select(pl.when(column.is_not_null()).then(pl.lit("list"))).to_series()
+    return column.cast(pl.String).str.strip_chars()
+
+
+def shown(frame: pl.DataFrame, name: str, clean: Sequence[str] = ()) -> pl.Series:
     """A column as people see it: text, null where blank."""
-    return frame.select(_cell(frame, name).replace("", None).alias("value"))["value"]
+    return tidy(frame.select(_cell(frame, name).alias("value"))["value"], clean)
+
+
+def tidy(texts: pl.Series, steps: Sequence[str]) -> pl.Series:
+    """Text without blanks around it, null where none is left, after some of the steps, in this order: "html" replaces
+    entities (&amp;) by what they stand for, "nfc" brings Unicode to its composed form, "control" makes runs of control
+    characters a blank."""
+    if "html" in steps:
+        escaped = texts.str.contains(r"&(#|\w)").fill_null(False).arg_true()
+        if len(escaped):
+            plain = [html.unescape(text) for text in texts.gather(escaped)]
+            texts = texts.clone().scatter(escaped, plain)
+    if "nfc" in steps:
+        texts = texts.str.normalize("NFC")
+    if "control" in steps:
+        texts = texts.str.replace_all(r"\p{Cc}+", " ")
+    return texts.str.strip_chars().replace("", None)
 
 
 def _text(frame: pl.DataFrame, name: str) -> pl.Expr:
@@ -129,14 +190,12 @@ def _cell(frame: pl.DataFrame, name: str) -> pl.Expr:
     return _text(frame, name)
 
 
-def _joined(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Expr:
+def _joined(frame: pl.DataFrame, view: TextView) -> pl.Series:
     """ "title: Toy Story genres: Animation Comedy", blank columns left out; null where all are."""
-    parts = []
-    for name in columns:
-        cell = _cell(frame, name)
-        parts.append(pl.when(cell != "").then(pl.lit(f"{name}: ") + cell))
+    cells = pl.DataFrame([shown(frame, name, view.clean).alias(name) for name in view.columns])
+    parts = [pl.lit(f"{name}: ") + pl.col(name) for name in view.columns]
     joined = pl.concat_str(parts, separator=" ", ignore_nulls=True)
-    return pl.when(joined != "").then(joined)
+    return cells.select(pl.when(joined != "").then(joined).alias("value"))["value"]
 
 
 def _values(frame: pl.DataFrame, view: CategoryView) -> pl.Expr:

@@ -33,11 +33,20 @@ class Stage(StrEnum):
 
 
 @app.command()
-def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Raw logs -> <run>/prepared: per-view Parquet, and what was rejected with the reasons."""
+def prepare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    append: Annotated[
+        list[str] | None, typer.Option(help="new event files, folders or patterns; may be given several times")
+    ] = None,
+    only_view: Annotated[str | None, typer.Option(help="add or remake this view, and leave the other files")] = None,
+) -> None:
+    """Raw logs -> <run>/prepared: per-view Parquet, what was rejected with the reasons, report.html."""
     from pipelines import prepare as verb
 
-    verb.prepare(load_config(config, overrides or []))
+    if append and only_view:
+        raise ConfigError("prepare: expected --append or --only-view, found both")
+    verb.prepare(load_config(config, overrides or []), append=append or (), only_view=only_view)
 
 
 @app.command()

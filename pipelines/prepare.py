@@ -1,531 +1,398 @@
-"""Raw logs -> validated events -> bucketed per-view Parquet, items, users, what was rejected, and a manifest.
+"""Raw logs -> prepared data: per-view Parquet by bucket, items, users, what was rejected, a manifest, a report.
 
-    read (a task a file) -> check each row -> repartition by bucket -> sort, split and write each bucket
+    read and check (a task a few files) -> spool -> clean, split and write (a task a bucket) -> items, users -> manifest
 
-Every row takes this one way: a row that is not taken carries its reason and ends in rejected/.
+Every row takes this one way: a row that is not taken ends in rejected/ with its reason. Ray Data runs the tasks. Rows
+go from one task to another through the spool on disk, so memory is bounded by a bucket.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fnmatch
 import json
 import logging
-import os
+import pickle
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mvrec_core.config import CategoryView, Config, NumberView, Temporal
-from mvrec_core.errors import ConfigError, DataError
-from mvrec_core.schema import Columns, invalid_ids, read_ids, read_timestamps, read_value, shown, unreadable
-from mvrec_core.sequences import TEST, TRAIN, VALID
-from pipelines import raw
+from mvrec_core import cleaning
+from mvrec_core.config import Config, Temporal
+from mvrec_core.errors import ConfigError, DataError, MVRecError, nearest
+from mvrec_core.schema import Columns, instant
+from pipelines import buckets, catalogue, files, manifests, raw, report, spool, tables
+from pipelines.buckets import Made
 from pipelines.cluster import connect
-from pipelines.publish import publish
+from pipelines.manifests import State
+from pipelines.spool import Filled
+from pipelines.tables import Table
 
-SCHEMA_VERSION = 1
-VALUE_TYPES = {"text": pa.string(), "category": pa.list_(pa.string()), "number": pa.float64(), "time": pa.int64()}
-REJECTED = pa.schema(
-    [("source", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("raw", pa.string()), ("reason", pa.string())]
-)
+Log = Callable[[str], None]
+Events = list[tuple[int, str]]  # source and file
 
 
-def prepare(config: Config, log: Callable[[str], None] = print) -> dict[str, Any]:
-    """Writes <run>/prepared whole or not at all, and returns its manifest. Raises DataError."""
+def prepare(
+    config: Config, log: Log = print, append: Sequence[str] = (), only_view: str | None = None
+) -> dict[str, Any]:
+    """Writes <run>/prepared whole or not at all, and returns its manifest.
+
+    append:    paths of new event files; only the buckets that they touch are made anew
+    only_view: the one view to add or to make anew; the files of the others stay as they are
+
+    Raises ConfigError, DataError, and ResourceError where the disk is full.
+    """
     began = time.perf_counter()
-    sources = {key: raw.find(getattr(config.data, key), f"data.{key}") for key in ("events", "items", "users")
-               if getattr(config.data, key) is not None}  # fmt: skip
-    for key, files in sources.items():
-        for file in files:
-            raw.check_columns(file, getattr(config.data, key), dict(Columns.of(config, key).needed), f"data.{key}")
-    cuts = _cuts(config)
-    target = config.run_dir / "prepared"
-    aside = target.with_name(f"prepared.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        tables: dict[str, _Table] = {
-            key: _Table.read(config, key, sources[key]) for key in ("items", "users") if key in sources
-        }
-        connect()
-        log(f"prepare: reading {len(sources['events'])} event file(s) into {config.data.buckets} buckets")
-        stats = _events(config, sources["events"], cuts, aside, log)
-        rejected = _count_reasons(stats, tables)
-        if not sum(s["kept"] for s in stats):
-            raise DataError(_nothing_kept(sources["events"], aside, sum(s["rows"] for s in stats)))
-        facts = _items_and_users(config, stats, tables, aside)
-        pq.write_table(_rejected_tables(tables), aside / "rejected" / "part-items-users.parquet")
-        manifest = _manifest(config, sources, stats, tables, rejected, facts, aside)
-        _write(aside / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
-        publish(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    _summarise(manifest, target, time.perf_counter() - began, log)
+    _check_instants(config)
+    target = config.run_dir.absolute() / "prepared"
+    with files.aside_of(target) as aside, files.room(aside):
+        if append:
+            state, given = _append(config, append, target, aside, log)
+        elif only_view is not None:
+            state, given = _only(config, only_view, target, aside, log)
+        else:
+            state, given = _whole(config, aside, log)
+        state = replace(state, files=state.files | {name: list(file) for name, file in given.files.items()})
+        facts = catalogue.write(config, state.made, given.tables, aside, only_view)
+        shutil.rmtree(aside / buckets.CORE, ignore_errors=True)
+        state.save(aside)
+        manifest = manifests.build(config, state, given.tables, given.names, facts, aside, time.perf_counter() - began)
+        files.write_text(aside / "report.html", report.html(manifest))
+        files.write_text(aside / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        files.publish(aside, target)
+    for line in report.lines(manifest):
+        log(line)
+    log(f"prepare: wrote {target} in {time.perf_counter() - began:.1f} s")
     return manifest
 
 
-# events
+# three ways to the buckets
 
 
-def _events(
-    config: Config, files: Sequence[str], cuts: tuple[int, int] | None, out: Path, log: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Writes events/, views/ and rejected/ of every bucket; the buckets' counts, in bucket order."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told below, in our words
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    buckets, out = config.data.buckets, out.absolute()
-    stream: ray.data.Dataset = ray.data.from_items(
-        [{"number": n, "file": f} for n, f in enumerate(files)], override_num_blocks=len(files)
-    )
-    stream = stream.map_batches(
-        lambda batch: _read(config, batch), batch_size=1, batch_format="pyarrow", zero_copy_batch=True
-    )
-    stream = stream.repartition(buckets, keys=["bucket"])
-    stream = stream.map_batches(
-        lambda batch: _write_buckets(config, cuts, out, batch), batch_size=None, batch_format="pyarrow"
-    )
-    stats: dict[int, dict[str, Any]] = {}
-    try:
-        for row in stream.iter_rows():
-            one = json.loads(row["stats"])
-            stats[one["bucket"]] = one
-            log(f"prepare: bucket {len(stats)}/{buckets} written, {one['kept']:,} events of {one['users']:,} users")
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, DataError) else error) from None
-    empty = pl.DataFrame(_events_schema(config).empty_table())
-    for bucket in sorted(set(range(buckets)) - set(stats)):
-        stats[bucket] = _write_bucket(config, cuts, out, bucket, empty)
-    return [stats[bucket] for bucket in range(buckets)]
+def _whole(config: Config, out: Path, log: Log) -> tuple[State, Given]:
+    events = _event_files(config)
+    given = Given.read(config)
+    given.write_rejected(out)
+    connect()
+    filled = _fill(config, events, 0, 0, out, log)
+    count = spool.choose_buckets(config, sum(one.rows for one in filled))
+    made = _make(config, range(count), count, out, log)
+    state = State.of(events, filled, made)
+    _check_kept(state, out)
+    _write_late(config, state, range(count), out, log)
+    return state, given
 
 
-def _events_schema(config: Config) -> pa.Schema:
-    fixed = [("bucket", pa.int32()), ("number", pa.int32()), ("file", pa.string()), ("row", pa.int64()),
-             ("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()),
-             ("reason", pa.string()), ("raw", pa.string())]  # fmt: skip
-    views = [(f"view.{name}", VALUE_TYPES[view.kind]) for name, view in config.views_at("event").items()]
-    unread = [
-        (f"unread.{name}", pa.int64()) for name, view in config.views_at("event").items() if view.kind == "number"
+def _append(config: Config, paths: Sequence[str], target: Path, out: Path, log: Log) -> tuple[State, Given]:
+    state = State.load(target)
+    _check_config(config, manifests.load(target), None)
+    events = _new_files(config, paths, state)
+    given = Given.read(config)
+    given.write_rejected(out)
+    for part in [*spool.parts(target), *(target / "rejected").glob("part-*.parquet")]:
+        files.link(part, out / part.relative_to(target))
+    before = len(spool.parts(out))
+    connect()
+    filled = _fill(config, events, len(state.events), state.generation + 1, out, log)
+    count = spool.choose_buckets(config, state.rows + sum(one.rows for one in filled))
+    new = sum((spool.rows_in(part, count) for part in spool.parts(out)[before:]), np.zeros(count, np.int64))
+    anew = count != state.buckets or config.data.clean.core is not None  # then every bucket may change
+    touched = [bucket for bucket in range(count) if anew or new[bucket]]
+    for bucket in set(range(count)) - set(touched):
+        for name in [*state.made[bucket].files, *buckets.notes(bucket)]:
+            files.link(target / name, out / name)
+    log(f"prepare: {len(touched)} of {count} buckets are touched")
+    made = {bucket: one for bucket, one in enumerate(state.made) if bucket not in touched}
+    made |= {one.bucket: one for one in _make(config, touched, count, out, log)}
+    then = state.then(State.of(events, filled, [made[bucket] for bucket in range(count)]))
+    _keep_late(state, touched, target, out)
+    _write_late(config, then, touched, out, log)
+    return then, given
+
+
+def _only(config: Config, name: str, target: Path, out: Path, log: Log) -> tuple[State, Given]:
+    if name not in config.views:
+        raise ConfigError(f"views has no '{name}'; {nearest(name, config.views)}")
+    state = State.load(target)
+    _check_config(config, manifests.load(target), name)
+    given = Given.read(config)
+    _check_unchanged(state, given.files)
+    event_level = config.views[name].level == "event"
+    for path in (path for path in target.rglob("*") if path.is_file()):
+        part = path.relative_to(target)
+        if not (_is_of(part, name) or (event_level and part.match("spool/part-*"))):
+            files.link(path, out / part)
+    if not event_level:
+        made = [
+            replace(one, files={f: d for f, d in one.files.items() if not _is_of(Path(f), name)}) for one in state.made
+        ]
+        return replace(state, made=made), given
+    connect()
+    scratch = out / "again"
+    filled = _fill(config, state.events, 0, 0, scratch, log)
+    read = State.of(state.events, filled, [])
+    _check_unchanged(state, read.files)
+    for part in spool.parts(scratch):
+        part.rename(out / "spool" / part.name)
+    shutil.rmtree(scratch)  # what it rejected is in rejected/ already
+    made = _make(config, range(state.buckets), state.buckets, out, log, only=name)
+    merged = [
+        replace(one, files=_without(old.files, name) | one.files) for old, one in zip(state.made, made, strict=True)
     ]
-    return pa.schema(fixed + views + unread)
+    return replace(state, unread=read.unread, made=merged), given
 
 
-def _read(config: Config, batch: pa.Table) -> Iterator[pa.Table]:
-    """The checked rows of the files in a batch, every row of the log once."""
-    for number, file in zip(batch["number"].to_pylist(), batch["file"].to_pylist(), strict=True):
-        columns = Columns.of(config, "events")
-        for chunk in raw.chunks(file, config.data.events, dict(columns.needed)):
-            yield _checked(config, columns, number, file, chunk)
+def _is_of(part: Path, view: str) -> bool:
+    """Whether a file of prepared data is one of the view's."""
+    return f"views/{view}/" in part.as_posix() or part.as_posix() in (f"items/{view}.parquet", f"users/{view}.parquet")
 
 
-def _checked(config: Config, columns: Columns, number: int, file: str, chunk: raw.Chunk) -> pa.Table:
-    schema = _events_schema(config)
-    frame = read_ids(chunk.frame, ["user_id", "item_id"])
-    frame, no_time = read_timestamps(frame, config.data.events)
-    reason = frame.select(
-        pl.coalesce(
-            invalid_ids(["user_id", "item_id"]), pl.when(pl.col("timestamp").is_null()).then(pl.lit(no_time))
-        ).alias("r")
-    )["r"]
-    refused = reason.is_not_null().arg_true().to_list()
-    texts: list[str | None] = [None] * len(frame)
-    for place, text in zip(refused, chunk.whole(refused) if refused else [], strict=True):
-        texts[place] = text
-    data: dict[str, Any] = {
-        "bucket": bucket_of(frame["user_id"], config.data.buckets),
-        "number": np.full(len(frame), number, np.int32),
-        "file": [file] * len(frame),
-        "row": chunk.rows,
-        "user_id": frame["user_id"],
-        "item_id": frame["item_id"],
-        "timestamp": frame["timestamp"],
-        "reason": reason,
-        "raw": pl.Series(texts, dtype=pl.String),
-    }
-    for name, view in columns.views.items():
-        data[f"view.{name}"] = read_value(frame, view)
-        if isinstance(view, NumberView):
-            data[f"unread.{name}"] = np.r_[unreadable(frame, view), np.zeros(max(0, len(frame) - 1), int)][: len(frame)]
-    table = _table(pl.DataFrame(data), schema)
-    if chunk.bad:
-        nulls: dict[str, Any] = {name: [None] * len(chunk.bad) for name in schema.names}
-        nulls |= {
-            "bucket": [0] * len(chunk.bad),
-            "number": [number] * len(chunk.bad),
-            "file": [file] * len(chunk.bad),
-            "row": [row for row, _, _ in chunk.bad],
-            "raw": [json.dumps({"text": text}, ensure_ascii=False) for _, text, _ in chunk.bad],
-            "reason": [reason for _, _, reason in chunk.bad],
-        }
-        table = pa.concat_tables([table, pa.table(nulls, schema=schema)])
-    return table
+def _without(digests: Mapping[str, str], view: str) -> dict[str, str]:
+    return {file: digest for file, digest in digests.items() if not _is_of(Path(file), view)}
 
 
-def bucket_of(user_ids: pl.Series, buckets: int) -> np.ndarray:
-    """int32 [n]: a stable 64-bit hash (pandas.util.hash_array) of each id modulo the buckets; 0 for null."""
-    codes = user_ids.to_arrow().dictionary_encode()
-    distinct = np.asarray(codes.dictionary.to_pylist(), dtype=object)
-    hashed = (pd.util.hash_array(distinct, categorize=False) % buckets).astype(np.int32) if len(distinct) else None
-    rows = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return np.zeros(len(rows), np.int32) if hashed is None else np.where(rows < 0, 0, hashed[np.maximum(rows, 0)])
+# raw files
 
 
-def _write_buckets(config: Config, cuts: tuple[int, int] | None, out: Path, table: pa.Table) -> pa.Table:
-    frame = pl.DataFrame(table)
-    buckets = sorted(frame["bucket"].unique().to_list()) if len(frame) else []
-    rows = [json.dumps(_write_bucket(config, cuts, out, b, frame.filter(pl.col("bucket") == b))) for b in buckets]
-    return pa.table({"stats": pa.array(rows, pa.string())})
-
-
-def _write_bucket(
-    config: Config, cuts: tuple[int, int] | None, out: Path, bucket: int, frame: pl.DataFrame
-) -> dict[str, Any]:
-    """Writes one bucket and returns what it adds to the manifest."""
-    frame = frame.sort(["number", "row"])
-    refused = frame.filter(pl.col("reason").is_not_null())
-    rejected = refused.select(pl.lit("events").alias("source"), "file", "row", "raw", "reason")
-    _parquet(out / "rejected" / f"part-{bucket:04d}.parquet", _table(rejected, REJECTED))
-    kept = frame.filter(pl.col("reason").is_null()).sort(["user_id", "timestamp", "number", "row"])
-    kept = kept.with_columns(split=_split(cuts))
-    names = {"item_id": "item", "timestamp": "timestamp", "split": "split"}
-    views = config.views_at("event")
-    users = kept.group_by("user_id", maintain_order=True).agg(
-        *[pl.col(ours).alias(theirs) for ours, theirs in names.items()], *[pl.col(f"view.{name}") for name in views]
-    )
-    spine = pa.schema(
-        [
-            ("user_id", pa.string()),
-            ("item", pa.list_(pa.string())),
-            ("timestamp", pa.list_(pa.int64())),
-            ("split", pa.list_(pa.int8())),
-        ]  # fmt: skip
-    )
-    part = f"bucket={bucket:04d}/part-0.parquet"
-    _parquet(out / "events" / part, _table(users.select(spine.names), spine))
-    for name, view in views.items():
-        schema = pa.schema([("user_id", pa.string()), ("value", pa.list_(VALUE_TYPES[view.kind]))])
-        _parquet(
-            out / "views" / name / part, _table(users.select("user_id", pl.col(f"view.{name}").alias("value")), schema)
-        )
-    train = kept.filter(pl.col("split") == TRAIN)
-    return {
-        "bucket": bucket,
-        "rows": len(frame),
-        "kept": len(kept),
-        "users": len(users),
-        "reasons": dict(Counter(refused["reason"].to_list())),
-        "splits": [int((kept["split"] == split).sum()) for split in (TRAIN, VALID, TEST)],
-        "short_users": int((users["item"].list.len() < 3).sum()) if cuts is None else 0,
-        "span": [kept["timestamp"].min(), kept["timestamp"].max()],
-        "items": sorted(kept["item_id"].unique().to_list()),
-        "train_items": sorted(train["item_id"].unique().to_list()),
-        "fits": {name: _sums(train[f"view.{name}"], view) for name, view in views.items()},
-        "missing": {name: int(kept[f"view.{name}"].is_null().sum()) for name in views},
-        "unread": {
-            name: int(frame[f"unread.{name}"].sum() or 0) for name, view in views.items() if view.kind == "number"
-        },
-    }
-
-
-def _split(cuts: tuple[int, int] | None) -> pl.Expr:
-    if cuts is not None:
-        time_ = pl.col("timestamp")
-        return pl.when(time_ >= cuts[1]).then(TEST).when(time_ >= cuts[0]).then(VALID).otherwise(TRAIN).cast(pl.Int8)
-    back = pl.len().over("user_id") - 1 - pl.int_range(pl.len()).over("user_id")
-    long = pl.len().over("user_id") >= 3
-    return pl.when(long & (back == 0)).then(TEST).when(long & (back == 1)).then(VALID).otherwise(TRAIN).cast(pl.Int8)
-
-
-def _cuts(config: Config) -> tuple[int, int] | None:
-    """The temporal cuts in microseconds, or None for leave-one-out."""
-    split = config.data.split
-    if not isinstance(split, Temporal):
-        return None
+def _event_files(config: Config) -> Events:
     found = []
-    for key in ("valid_from", "test_from"):
-        try:
-            moment = datetime.fromisoformat(getattr(split, key))
-        except ValueError:
-            raise ConfigError(
-                f"data.split.{key}: expected an ISO-8601 instant, found '{getattr(split, key)}'"
-            ) from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        found.append(round(moment.timestamp()) * 1_000_000)
-    if found[0] >= found[1]:
-        raise ConfigError(
-            f"data.split: expected valid_from before test_from, found {split.valid_from}, {split.test_from}"
-        )
-    return found[0], found[1]
-
-
-# items and users
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The rows of items or users: one an id, and the rows that were refused."""
-
-    frame: pl.DataFrame  # the id and "view.<name>", one row an id, in file order
-    display: pl.Series | None
-    rows: int
-    refused: list[tuple[str, int, str, str]]  # file, row, raw, reason
-    unread: dict[str, int]
-
-    @staticmethod
-    def read(config: Config, key: str, files: Sequence[str]) -> _Table:
-        columns, source = Columns.of(config, key), getattr(config.data, key)
-        id_name = "item_id" if key == "items" else "user_id"
-        kept, refused, rows, seen = [], [], 0, set()
-        unread: Counter[str] = Counter()
-        for file in files:
-            for chunk in raw.chunks(file, source, dict(columns.needed)):
-                frame = read_ids(chunk.frame, [id_name])
-                rows += len(frame) + len(chunk.bad)
-                refused += [
-                    (file, row, json.dumps({"text": text}, ensure_ascii=False), why) for row, text, why in chunk.bad
-                ]
-                reasons = []
-                for value in frame[id_name].to_list():
-                    reasons.append(
-                        f"{id_name} is missing" if value is None else "duplicate id" if value in seen else None
-                    )
-                    seen.add(value)
-                bad = [place for place, reason in enumerate(reasons) if reason]
-                whole = chunk.whole(bad) if bad else []
-                refused += [(file, chunk.rows[p], text, str(reasons[p])) for p, text in zip(bad, whole, strict=True)]
-                good = frame.filter(pl.Series([reason is None for reason in reasons], dtype=pl.Boolean))
-                values = {
-                    f"view.{name}": read_value(good, view) for name, view in columns.views.items() if view.kind != "id"
-                }
-                for name, view in columns.views.items():
-                    if isinstance(view, NumberView):
-                        unread[name] += unreadable(good, view)
-                if config.text_view and key == "items":
-                    first = config.views[config.text_view].columns[0]  # type: ignore[union-attr]
-                    values["display"] = shown(good, first)
-                kept.append(pl.DataFrame({id_name: good[id_name], **values}))
-        if not kept:
-            raise DataError(f"data.{key}: 0 rows in {', '.join(files)}")
-        frame = pl.concat(kept, how="vertical_relaxed")
-        display = frame["display"] if "display" in frame.columns else None
-        return _Table(frame, display, rows, refused, dict(unread))
-
-
-def _items_and_users(
-    config: Config, stats: Sequence[dict[str, Any]], tables: dict[str, _Table], out: Path
-) -> dict[str, Any]:
-    """Writes items/, users/ and fitted.json; the facts about them for the manifest."""
-    views = config.views_at("item")
-    trained = {item for one in stats for item in one["train_items"]}
-    given = tables["items"].frame if "items" in tables else pl.DataFrame({"item_id": pl.Series([], dtype=pl.String)})
-    known = set(given["item_id"].to_list())
-    extra = pl.DataFrame({"item_id": pl.Series(sorted(trained - known), dtype=pl.String)})
-    items = pl.concat([given, extra], how="diagonal")
-    _parquet(out / "items" / "id.parquet", _table(items.select("item_id"), pa.schema([("item_id", pa.string())])))
-    if "display" not in items.columns:
-        items = items.with_columns(display=pl.lit(None, pl.String))
-    _write_values(out / "items" / "display.parquet", items, "item_id", "display", pa.string())
-    in_train = items.filter(pl.Series([item in trained for item in items["item_id"].to_list()], dtype=pl.Boolean))
-    fitted: dict[str, dict] = {}
-    for name, view in views.items():
-        if view.kind != "id":
-            _write_values(out / "items" / f"{name}.parquet", items, "item_id", f"view.{name}", VALUE_TYPES[view.kind])
-            fitted |= _fit(name, view, [_sums(in_train[f"view.{name}"], view)])
-    for name, view in config.views_at("event").items():
-        fitted |= _fit(name, view, [one["fits"][name] for one in stats])
-    if "users" in tables:
-        users = tables["users"].frame
-        active = _train_users(out) if config.views_at("user") else set()
-        mask = pl.Series([user in active for user in users["user_id"].to_list()], dtype=pl.Boolean)
-        for name, view in config.views_at("user").items():
-            _write_values(out / "users" / f"{name}.parquet", users, "user_id", f"view.{name}", VALUE_TYPES[view.kind])
-            fitted |= _fit(name, view, [_sums(users.filter(mask)[f"view.{name}"], view)])
-    _write(out / "fitted.json", json.dumps(fitted, ensure_ascii=False, sort_keys=True, indent=1))
-    logged = {item for one in stats for item in one["items"]}
-    text = config.text_view
-    return {
-        "items": len(items),
-        "items_without_text": int(items[f"view.{text}"].is_null().sum()) if text else None,
-        "unknown_items": len(logged - known) if "items" in tables else 0,
-        "vocabulary": {name: len(fit["values"]) for name, fit in fitted.items() if fit["kind"] == "category"},
-    }
-
-
-def _write_values(path: Path, frame: pl.DataFrame, id_name: str, column: str, kind: pa.DataType) -> None:
-    schema = pa.schema([(id_name, pa.string()), ("value", kind)])
-    _parquet(path, _table(frame.select(id_name, pl.col(column).alias("value")), schema))
-
-
-def _train_users(out: Path) -> set[str]:
-    found: set[str] = set()
-    for file in sorted((out / "events").glob("*/*.parquet")):
-        table = pl.from_arrow(pq.read_table(file, columns=["user_id", "split"]))
-        assert isinstance(table, pl.DataFrame)
-        found |= set(table.filter(pl.col("split").list.contains(TRAIN))["user_id"].to_list())
+    for number, source in enumerate(config.data.events):
+        key = _key(config, number)
+        found += [(number, file) for file in raw.find(source, key)]
+    _check_columns(config, found)
     return found
 
 
-def _sums(values: pl.Series, view: Any) -> dict[str, Any]:
-    """What can be added up over buckets: distinct categories, or count, mean and squared deviations of numbers."""
-    if isinstance(view, CategoryView):
-        return {"values": sorted(set(values.explode().drop_nulls().to_list()))}
-    if isinstance(view, NumberView):
-        there = values.drop_nulls().to_numpy()
-        mean = float(there.mean()) if len(there) else 0.0
-        return {"count": len(there), "mean": mean, "squares": float(((there - mean) ** 2).sum())}
-    return {}
+def _new_files(config: Config, paths: Sequence[str], state: State) -> Events:
+    """The files of an increment, each with the source whose paths it matches, or the only source."""
+    sources = config.data.events
+    there = {file for _, file in state.events}
+    found = []
+    for file in raw.find(sources[0].model_copy(update={"path": tuple(paths)}), "append"):
+        if file in there:
+            raise DataError(f"append: '{file}' is in the prepared data already")
+        fitting = [n for n, source in enumerate(sources) if any(_fits(file, path) for path in source.paths)]
+        if len(sources) > 1 and len(fitting) != 1:
+            raise DataError(f"append: '{file}' matches the paths of {len(fitting)} of data.events, expected one")
+        found.append((fitting[0] if len(sources) > 1 else 0, file))
+    _check_columns(config, found)
+    return found
 
 
-def _fit(name: str, view: Any, parts: Sequence[dict[str, Any]]) -> dict[str, dict]:
-    if isinstance(view, CategoryView):
-        return {name: {"kind": "category", "values": sorted({value for part in parts for value in part["values"]})}}
-    if isinstance(view, NumberView):
-        count, mean, squares = 0, 0.0, 0.0  # merged as in Chan et al. 1979: E[x^2] - E[x]^2 cancels for large values
-        for part in (part for part in parts if part["count"]):
-            total, delta = count + part["count"], part["mean"] - mean
-            squares += part["squares"] + delta**2 * count * part["count"] / total
-            mean, count = mean + delta * part["count"] / total, total
-        deviation = (squares / count) ** 0.5 if count else 0.0
-        return {name: {"kind": "number", "mean": mean, "std": deviation or 1.0, "count": count}}
-    return {}
+def _fits(file: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(file, pattern) or fnmatch.fnmatchcase(file, pattern.rstrip("/") + "/*")
 
 
-# what is said about it
+def _check_columns(config: Config, events: Events) -> None:
+    for number, file in events:
+        raw.check_columns(file, config.data.events[number], Columns.of(config, "events").names, _key(config, number))
 
 
-def _count_reasons(stats: Sequence[dict[str, Any]], tables: dict[str, _Table]) -> dict[str, dict[str, int]]:
-    events: Counter[str] = Counter()
-    for one in stats:
-        events.update(one["reasons"])
-    counted = {"events": events, **{key: Counter(r[3] for r in table.refused) for key, table in tables.items()}}
-    return {key: dict(sorted(reasons.items())) for key, reasons in counted.items()}
+def _key(config: Config, number: int) -> str:
+    return "data.events" if len(config.data.events) == 1 else f"data.events.{number}"
 
 
-def _nothing_kept(files: Sequence[str], out: Path, rows: int) -> str:
-    if not rows:
-        return f"data.events: the log is empty: 0 rows in {', '.join(files)}"
-    tables = [pq.read_table(file) for file in sorted((out / "rejected").glob("part-*.parquet"))]
-    first = min((row for table in tables for row in table.to_pylist()), key=lambda row: (row["file"], row["row"]))
-    return (
-        f"data.events: all {rows} rows were rejected; the first is row {first['row']} of {first['file']}: "
+@dataclass(frozen=True)
+class Given:
+    """Items and users: their rows, and the bytes and digest of their files."""
+
+    tables: dict[str, Table]
+    files: dict[str, tuple[int, str]]
+    names: dict[str, list[str]]
+
+    @staticmethod
+    def read(config: Config) -> Given:
+        names = {}
+        for key in ("items", "users"):
+            source = getattr(config.data, key)
+            if source is not None:
+                names[key] = raw.find(source, f"data.{key}")
+                for file in names[key]:
+                    raw.check_columns(file, source, Columns.of(config, key).names, f"data.{key}")
+        read = {key: tables.read(config, key, found) for key, found in names.items()}  # type: ignore[arg-type]
+        return Given(read, {file: raw.fingerprint(file) for found in names.values() for file in found}, names)
+
+    def write_rejected(self, out: Path) -> None:
+        for key, table in self.tables.items():
+            rejected = table.rejected.to_arrow().cast(spool.REJECTED)
+            files.write_parquet(out / "rejected" / f"{key}.parquet", rejected)
+
+
+# tasks on Ray
+
+
+def _fill(config: Config, events: Events, first: int, generation: int, out: Path, log: Log) -> list[Filled]:
+    """Reads the event files, numbered from `first`, into the spool; what each task read, in order."""
+    found = raw.pieces([config.data.events[source] for source, _ in events], [[file] for _, file in events])
+    pieces = [replace(piece, source=events[piece.number][0], number=first + piece.number) for piece in found]
+    jobs = spool.tasks(pieces)
+    log(f"prepare: reading {len(events)} event file(s) in {len(jobs)} task(s)")
+
+    def work(job: int) -> str:
+        return json.dumps(asdict(spool.fill(config, jobs[job], job, f"{generation:04d}", out)), ensure_ascii=False)
+
+    done: list[Filled] = []
+    for answer in _spread(work, range(len(jobs))):
+        done.append(Filled(**json.loads(answer)))
+        rows = sum(one.rows for one in done)
+        _progress(log, len(done), len(jobs), f"files read, {rows:,} rows")
+    return sorted(done, key=lambda one: one.task)
+
+
+def _make(
+    config: Config, chosen: Sequence[int], count: int, out: Path, log: Log, only: str | None = None
+) -> list[Made]:
+    """Makes the chosen ones of so many buckets; what each adds to the manifest, in order."""
+    parts = spool.parts(out)
+    core = config.data.clean.core
+    if core is not None:
+        for place, _ in enumerate(_spread(lambda b: buckets.counted(config, parts, b, count, out), range(count))):
+            _progress(log, place + 1, count, "buckets counted for the core")
+        buckets.write_core(core, out)
+
+    def work(bucket: int) -> str:
+        return json.dumps(asdict(buckets.make(config, parts, bucket, count, out, only)), ensure_ascii=False)
+
+    done: list[Made] = []
+    for answer in _spread(work, chosen):
+        done.append(Made(**json.loads(answer)))
+        kept = sum(one.kept for one in done)
+        _progress(log, len(done), len(chosen), f"buckets written, {kept:,} events")
+    return sorted(done, key=lambda one: one.bucket)
+
+
+def _write_late(config: Config, state: State, touched: Sequence[int], out: Path, log: Log) -> None:
+    """Writes the rows that the touched buckets left out to rejected/, a task a raw file, as the raw file has them."""
+    notes = [out / "spool" / "late" / f"{bucket:04d}.parquet" for bucket in touched]
+    if not notes or not (numbers := _numbers(notes)):
+        return
+
+    def work(number: int) -> str:
+        source, file = state.events[number]
+        rows = pl.scan_parquet(notes).filter(pl.col("number") == number).sort("row").collect()
+        try:
+            whole = raw.take(file, config.data.events[source], rows["row"].to_list())
+        except DataError:  # the raw file is gone since: what the spool holds of the row
+            whole = rows["held"].to_list()
+        names = [["events"] * len(rows), [file] * len(rows)]
+        table = pa.table([*names, rows["row"].to_arrow(), pa.array(whole, pa.string()), rows["reason"]], spool.REJECTED)
+        files.write_parquet(out / "rejected" / f"late-{state.generation:04d}-{number:05d}.parquet", table)
+        return ""
+
+    for place, _ in enumerate(_spread(work, numbers)):
+        _progress(log, place + 1, len(numbers), "files searched for the rows that cleaning left out")
+
+
+def _numbers(notes: list[Path]) -> list[int]:
+    return pl.scan_parquet(notes).select(pl.col("number").unique().sort()).collect()["number"].to_list()
+
+
+def _keep_late(state: State, touched: Sequence[int], target: Path, out: Path) -> None:
+    """Links what earlier runs left out, without the rows of the touched buckets, which are left out anew."""
+    old = sorted((target / "rejected").glob("late-*.parquet"))
+    notes = [target / "spool" / "late" / f"{bucket:04d}.parquet" for bucket in touched if bucket < state.buckets]
+    everything = len(touched) >= state.buckets
+    if not old or everything:
+        return
+    names = dict(enumerate(file for _, file in state.events))
+    again = pl.read_parquet(notes).select(
+        file=pl.col("number").replace_strict(names, return_dtype=pl.String), row="row"
+    )
+    for path in old:
+        rows = pl.read_parquet(path)
+        left = rows.join(again, on=["file", "row"], how="anti", maintain_order="left")
+        if len(left) == len(rows):
+            files.link(path, out / "rejected" / path.name)
+        elif len(left):
+            files.write_parquet(out / "rejected" / path.name, left.to_arrow().cast(spool.REJECTED))
+
+
+def _spread(work: Callable[[int], Any], jobs: Sequence[int]) -> Iterator[str]:
+    """What `work` returns for each job, as they end: a task each, run again where a worker dies. Raises MVRecError."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told in our words
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+    def run(batch: pa.Table) -> pa.Table:
+        pa.set_cpu_count(1)  # a task has one core
+        try:
+            answers, error = [work(job) for job in batch["job"].to_pylist()], b""
+        except MVRecError as mistake:  # a user's, so no reason to try again or to log a traceback
+            answers, error = [""], pickle.dumps(mistake)
+        return pa.table({"answer": answers, "error": [error] * len(answers)})
+
+    if not jobs:
+        return
+    stream = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
+    for row in stream.map_batches(run, batch_size=1, batch_format="pyarrow", zero_copy_batch=True).iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        yield row["answer"]
+
+
+def _progress(log: Log, done: int, of: int, what: str) -> None:
+    """A line for each twentieth of the work."""
+    if done == of or done * 20 // of > (done - 1) * 20 // of:
+        log(f"prepare: {done}/{of} {what}")
+
+
+# checks
+
+
+def _check_instants(config: Config) -> None:
+    for key, moment in (("since", config.data.clean.since), ("until", config.data.clean.until)):
+        if moment is not None:
+            instant(moment, f"data.clean.{key}")
+    if isinstance(config.data.split, Temporal):
+        cleaning.cuts(config.data.split)
+
+
+def _check_kept(state: State, out: Path) -> None:
+    if any(one.kept for one in state.made):
+        return
+    names = ", ".join(file for _, file in state.events)
+    if not state.rows:
+        raise DataError(f"data.events: the log is empty: 0 rows in {names}")
+    early = sorted((out / "rejected").glob("part-*.parquet"))
+    if not early:
+        reasons = " and ".join(sorted({reason for one in state.made for reason in one.reasons}))
+        raise DataError(f"data.events: all {state.rows} rows were left out by data.clean: {reasons}")
+    first = pl.concat([pl.read_parquet(file) for file in early]).sort("file", "row").row(0, named=True)
+    raise DataError(
+        f"data.events: all {state.rows} rows were rejected; the first is row {first['row']} of {first['file']}: "
         f"{first['reason']}, in {first['raw']}"
     )
 
 
-def _rejected_tables(tables: dict[str, _Table]) -> pa.Table:
-    rows = [(key, *refused) for key, table in sorted(tables.items()) for refused in table.refused]
-    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [[]] * len(REJECTED)
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, REJECTED, strict=True)], schema=REJECTED)
+def _check_config(config: Config, manifest: Mapping[str, Any], name: str | None) -> None:
+    """Raises ConfigError where prepared data was made in another way: an increment changes the event paths, --only-view
+    the view `name`; nothing else may differ."""
+    before, now = manifest["config"], json.loads(config.model_dump_json(include={"data", "views"}))
+    for tree in (before, now):
+        if name is None:
+            for source in tree["data"]["events"]:
+                source.pop("path")
+        else:
+            tree["views"].pop(name, None)
+    for section in ("data", "views"):
+        for key in sorted({*before[section], *now[section]}):
+            if before[section].get(key) != now[section].get(key):
+                raise ConfigError(f"{section}.{key}: differs from the prepared data's; run 'mvrec prepare' as a whole")
 
 
-def _manifest(
-    config: Config,
-    sources: dict[str, list[str]],
-    stats: Sequence[dict[str, Any]],
-    tables: dict[str, _Table],
-    rejected: dict[str, dict[str, int]],
-    facts: dict[str, Any],
-    out: Path,
-) -> dict[str, Any]:
-    kept = {"events": sum(s["kept"] for s in stats)} | {key: len(table.frame) for key, table in tables.items()}
-    rows = {"events": sum(s["rows"] for s in stats)} | {key: table.rows for key, table in tables.items()}
-    spans = [s["span"] for s in stats if s["kept"]]
-    span = [min(first for first, _ in spans), max(last for _, last in spans)]
-    unread: Counter[str] = Counter()
-    for part in [s["unread"] for s in stats] + [table.unread for table in tables.values()]:
-        unread.update(part)
-    tree = json.loads(config.model_dump_json(include={"data", "views"}))
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "config": tree,
-        "sources": [_fingerprint(file) for files in sources.values() for file in files],
-        "rows": {k: {"in": rows[k], "kept": kept[k], "rejected": sum(rejected[k].values())} for k in rows},
-        "rejected": rejected,
-        "users": sum(s["users"] for s in stats),
-        "short_users": sum(s["short_users"] for s in stats),
-        "events": dict(zip(("train", "valid", "test"), np.sum([s["splits"] for s in stats], 0).tolist(), strict=True)),
-        "span": [datetime.fromtimestamp(t // 1_000_000, UTC).isoformat() for t in span],
-        **facts,
-        "missing_values": {name: sum(s["missing"][name] for s in stats) for name in config.views_at("event")},
-        "unreadable_values": dict(unread),
-        "buckets": config.data.buckets,
-        "content_hash": _content_hash(out),
-    }
-
-
-def _fingerprint(file: str) -> dict[str, Any]:
-    with open(file, "rb") as content:
-        return {
-            "file": file,
-            "bytes": os.path.getsize(file),
-            "sha256": hashlib.file_digest(content, "sha256").hexdigest(),
-        }
-
-
-def _content_hash(out: Path) -> str:
-    """Of what training can read: the same for the same rows, however they were cut into files or shared out."""
-    whole = hashlib.sha256()
-    files = [f for part in ("events", "views", "items", "users") for f in (out / part).rglob("*.parquet")]
-    for file in sorted([*files, out / "fitted.json"]):
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        whole.update(f"{file.relative_to(out).as_posix()} {digest}\n".encode())
-    return whole.hexdigest()
-
-
-def _summarise(manifest: dict[str, Any], target: Path, seconds: float, log: Callable[[str], None]) -> None:
-    rows, events = manifest["rows"]["events"], manifest["events"]
-    log(f"prepare: {rows['in']:,} rows in = {rows['kept']:,} kept + {rows['rejected']:,} rejected")
-    for key, reasons in manifest["rejected"].items():
-        for reason, count in reasons.items():
-            log(f"prepare:   {count:,} {key} rejected: {reason}")
-    log(
-        f"prepare: {manifest['users']:,} users, {manifest['items']:,} items, "
-        f"{events['train']:,} train / {events['valid']:,} valid / {events['test']:,} test events"
-    )
-    for count, what in (
-        (manifest["short_users"], "users have fewer than 3 events: all of them train, nothing to test"),
-        (manifest["items_without_text"], "items have no text: their text view is masked"),
-        (manifest["unknown_items"], "items of the log are missing from the items file"),
-        *(
-            (count, f"values of view '{name}' are not numbers: masked")
-            for name, count in manifest["unreadable_values"].items()
-        ),
-    ):
-        if count:
-            log(f"prepare: {count:,} {what}")
-    log(f"prepare: wrote {target} in {seconds:.1f} s")
-
-
-# files
-
-
-def _table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
-    return frame.select(schema.names).to_arrow().cast(schema).combine_chunks()
-
-
-def _parquet(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _check_unchanged(state: State, found: Mapping[str, Any]) -> None:
+    for file, fingerprint in found.items():
+        if list(fingerprint) != state.files.get(file):
+            raise DataError(f"{file}: has changed since the data was prepared; run 'mvrec prepare' as a whole")
 
 
 if __name__ == "__main__":

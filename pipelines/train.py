@@ -20,7 +20,7 @@ from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from pipelines import datasets
 from pipelines.cluster import connect
-from pipelines.publish import publish
+from pipelines.files import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
 PROGRESS = "train.log"  # in the run: a line an epoch, written by rank 0, shown by the driver
@@ -158,7 +158,8 @@ def _worker(settings: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             model.load_state_dict(best)
             vectors = training.catalogue(model)[1]
-            checkpoint.save(Path(folder) / "checkpoint", model, data, vectors, {**metrics, "seed": config.seed})
+            whole = datasets.load(config, test=True)  # test events are for serving; training never saw them
+            checkpoint.save(Path(folder) / "checkpoint", model, whole, vectors, {**metrics, "seed": config.seed})
             ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 

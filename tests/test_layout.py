@@ -17,6 +17,7 @@ ORDER = (
     "catalog",
     "features",
     "sequences",
+    "cleaning",
     "batch",
     "text",
     "encoders",

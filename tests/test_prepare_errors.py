@@ -47,7 +47,7 @@ def message(tmp_path, *args, **kwargs) -> str:
 
 
 def rejected(tmp_path) -> list[tuple[str, int, str, str]]:
-    files = sorted((tmp_path / "runs/run/prepared/rejected").glob("part-*.parquet"))
+    files = sorted((tmp_path / "runs/run/prepared/rejected").glob("*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     return sorted((r["source"], r["row"], r["raw"], r["reason"]) for r in rows)
 
@@ -122,9 +122,9 @@ def test_duplicate_and_blank_items(tmp_path, ray_local):
     manifest = attempt(tmp_path, HEADER + GOOD, items="item_id,title\na,First\na,Second\n,None\nb,\n")
     assert manifest["rows"]["items"] == {"in": 4, "kept": 2, "rejected": 2}
     assert manifest["items"] == 2 and manifest["items_without_text"] == 1
-    assert [(source, row) for source, row, _, _ in rejected(tmp_path)] == [("items", 2), ("items", 3)]
+    assert [(source, row) for source, row, _, _ in rejected(tmp_path)] == [("items", 1), ("items", 3)]
     shown = pq.read_table(tmp_path / "runs/run/prepared/items/display.parquet").to_pydict()
-    assert shown == {"item_id": ["a", "b"], "value": ["First", None]}
+    assert shown == {"item_id": ["a", "b"], "value": ["Second", None]}
 
 
 def test_user_with_one_event_trains_only(tmp_path, ray_local):

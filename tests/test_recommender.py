@@ -8,9 +8,10 @@ import tiny
 import torch
 
 from mvrec_core import checkpoint
+from mvrec_core.config import TextView
 from mvrec_core.errors import CheckpointError, RequestError
 from mvrec_core.metrics import RankingSums
-from mvrec_core.recommender import Answer, Candidate, Event, Recommender, Request, join_text
+from mvrec_core.recommender import Answer, Candidate, Event, Recommender, Request, read_texts
 
 DEC_1 = 1_512_086_400.0
 
@@ -219,11 +220,12 @@ def test_scores_of_nobody_are_popularity(plain_recommender, ask):
     [
         ({"title": " A ", "genres": ["x", "y"]}, "title: A genres: x, y"),
         ({"title": "", "genres": "科幻"}, "genres: 科幻"),
+        ({"title": "Caf\u0065\u0301 &amp; \u7535\u5f71\x00"}, "title: Café & 电影"),
         ({"year": 3}, None),
     ],
 )
-def test_join_text(row, text):
-    assert join_text(row, ["title", "genres"]) == text
+def test_texts_of_features_read_as_prepared_ones(row, text):
+    assert read_texts([row], TextView(kind="text", columns=("title", "genres"))) == [text]
 
 
 # similar, history, users

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvrec_core.config import CategoryView, EventSource, NumberView, TextView
-from mvrec_core.schema import invalid_ids, read_ids, read_timestamps, read_value, unreadable
+from mvrec_core.config import CategoryView, NumberView, TextView
+from mvrec_core.schema import invalid_ids, read_ids, read_timestamps, read_value, tidy, unreadable
 
 
 def times(values: list, unit: str = "s", dtype=pl.String) -> list[int | None]:
     frame = pl.DataFrame({"timestamp": pl.Series(values, dtype=dtype)})
-    return read_timestamps(frame, EventSource(path="x", timestamp_unit=unit))[0]["timestamp"].to_list()
+    return read_timestamps(frame, unit)[0]["timestamp"].to_list()
 
 
 def test_seconds_as_text():
@@ -63,7 +63,7 @@ def test_rows_in_are_rows_read_plus_rows_refused(rows, unit):
     schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.String}
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     frame = read_ids(frame, ["user_id", "item_id"])
-    frame, reason = read_timestamps(frame, EventSource(path="x", timestamp_unit=unit))
+    frame, reason = read_timestamps(frame, unit)
     refused = frame.select(
         pl.coalesce(
             invalid_ids(["user_id", "item_id"]), pl.when(pl.col("timestamp").is_null()).then(pl.lit(reason))
@@ -72,3 +72,15 @@ def test_rows_in_are_rows_read_plus_rows_refused(rows, unit):
     assert len(frame) == len(rows) == refused.is_null().sum() + refused.is_not_null().sum()
     kept = frame.filter(refused.is_null())
     assert kept.null_count().row(0) == (0, 0, 0)
+
+
+def test_a_list_is_no_number():
+    frame = pl.DataFrame({"price": pl.Series([["1"], None], dtype=pl.List(pl.String))})
+    price = NumberView(kind="number", level="item", column="price")
+    assert read_value(frame, price).to_list() == [None, None] and unreadable(frame, price) == 1
+
+
+def test_text_is_tidied_step_by_step():
+    texts = pl.Series([" Cafe\u0301 &amp; Bar\x00 ", "电影&#33;", "\t", "a & b", None])
+    assert tidy(texts, ("html", "nfc", "control")).to_list() == ["Café & Bar", "电影!", None, "a & b", None]
+    assert tidy(texts, ()).to_list() == ["Cafe\u0301 &amp; Bar\x00", "电影&#33;", None, "a & b", None]

@@ -1,0 +1,236 @@
+"""One bucket of the spool, made into prepared data: cleaned, split, and written view by view."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from mvrec_core import cleaning
+from mvrec_core.config import CategoryView, Config, Core, NumberView, View
+from mvrec_core.sequences import TEST, TRAIN, VALID
+from pipelines import files, spool
+
+PART = "bucket={:04d}/part-0.parquet"
+SPINE = pa.schema([("user_id", pa.string()), ("item", pa.list_(pa.string())), ("timestamp", pa.list_(pa.int64())),
+                   ("split", pa.list_(pa.int8()))])  # fmt: skip
+CORE = "core"  # a working directory: gone before anything is published
+DAY = 86_400_000_000  # microseconds
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one bucket adds to the manifest and to what is fitted.
+
+    splits: events of train, valid, test            days: the same by day since 1970
+    lengths: users by events, in ranges that end at a power of two
+    fits:   of each event-level view what can be added up over buckets, from train only
+    files:  sha256 of each file written
+    """
+
+    bucket: int
+    kept: int
+    users: int
+    short_users: int
+    reasons: dict[str, int]
+    splits: list[int]
+    days: dict[str, list[int]]
+    lengths: dict[str, int]
+    span: list[int] | None
+    missing: dict[str, int]
+    fits: dict[str, dict[str, Any]]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def make(
+    config: Config,
+    parts: Sequence[Path],
+    bucket: int,
+    buckets: int,
+    out: Path,
+    only: str | None = None,
+) -> Made:
+    """Writes a bucket below `out`: events/, views/, test/, spool/items/ and spool/late/; or one view's files only.
+
+    Where there is a core, `write_core` has to come first. Raises ResourceError where the disk is full.
+    """
+    kept, gone = cleaned(config, spool.read(config, parts, bucket, buckets))
+    core = config.data.clean.core
+    if core is not None:
+        ids = [pl.read_parquet(out / CORE / f"{name}.parquet").to_series() for name in ("users", "items")]
+        kept, out_of_core = cleaning.part(kept, cleaning.outside_core(core, *ids))
+        gone = pl.concat([gone, _noted(out_of_core)])
+        if core.over == "all":
+            kept = kept.with_columns(split=cleaning.split(config.data.split))
+    written: dict[str, str] = {}
+
+    def write(name: str, frame: pl.DataFrame, schema: pa.Schema) -> None:
+        table = frame.select(schema.names).to_arrow().cast(schema).combine_chunks()
+        files.write_parquet(out / name, table)
+        written[name] = files.sha256(out / name)
+
+    views = config.views_at("event")
+    for top, rows in (("", kept.filter(pl.col("split") != TEST)), ("test/", kept.filter(pl.col("split") == TEST))):
+        users = _lists(rows, views)
+        if only is None:
+            write(f"{top}events/{PART.format(bucket)}", users, SPINE)
+        for name, view in views.items():
+            if only in (None, name):
+                schema = pa.schema([("user_id", pa.string()), ("value", pa.list_(spool.VALUES[view.kind]))])
+                value = users.select("user_id", value=pl.col(f"view.{name}"))
+                write(f"{top}views/{name}/{PART.format(bucket)}", value, schema)
+    if only is None:
+        _write_notes(out, bucket, kept, gone)
+    return _made(config, bucket, kept, gone, views, written)
+
+
+def cleaned(config: Config, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of a bucket in sequence order with the column split, and those left out as `_noted` gives them.
+
+    All steps that look at one user; the core, which looks at all, comes after.
+    """
+    clean = config.data.clean
+    read = [name for name in frame.columns if name.startswith("view.")]
+    frame = frame.sort(["user_id", "timestamp"], maintain_order=True)
+    frame, gone = cleaning.clean(frame, clean, read)
+    frame = frame.with_columns(split=cleaning.split(config.data.split))
+    gone = _noted(gone)
+    if clean.max_history is not None:
+        frame, old = cleaning.part(frame, cleaning.beyond(clean.max_history))
+        gone = pl.concat([gone, _noted(old)])
+    return frame, gone
+
+
+def _noted(gone: pl.DataFrame) -> pl.DataFrame:
+    """Rows left out: number, row, reason, and as JSON what the spool holds of them."""
+    held = [name for name in gone.columns if name not in ("number", "row", "split", "reason")]
+    return gone.select("number", "row", "reason", held=pl.struct(held).struct.json_encode())
+
+
+def counted(config: Config, parts: Sequence[Path], bucket: int, buckets: int, out: Path) -> None:
+    """Writes user_id and item_id of a bucket's events that count for the core."""
+    frame, _ = cleaned(config, spool.read(config, parts, bucket, buckets))
+    if config.data.clean.core is None or config.data.clean.core.over == "train":
+        frame = frame.filter(pl.col("split") == TRAIN)
+    files.write_parquet(out / CORE / f"pairs-{bucket:04d}.parquet", _plain(frame.select("user_id", "item_id")))
+
+
+def write_core(core: Core, out: Path) -> None:
+    """Writes the users and the items that are left when those with too few events go, again until none does."""
+    rows = pl.scan_parquet(out / CORE / "pairs-*.parquet")
+    users = items = None
+    size = (-1, -1)
+    while True:
+        left = rows if users is None else rows.join(users.lazy(), on="user_id", how="semi")
+        left = left if items is None else left.join(items.lazy(), on="item_id", how="semi")
+        users = _frequent(left, "user_id", core.users)
+        items = _frequent(left.join(users.lazy(), on="user_id", how="semi"), "item_id", core.items)
+        if size == (size := (len(users), len(items))):
+            files.write_parquet(out / CORE / "users.parquet", _plain(users))
+            files.write_parquet(out / CORE / "items.parquet", _plain(items))
+            return
+
+
+def _frequent(rows: pl.LazyFrame, column: str, least: int) -> pl.DataFrame:
+    counts = rows.group_by(column).len().filter(pl.col("len") >= least)
+    return counts.select(column).collect(engine="streaming")
+
+
+def _lists(rows: pl.DataFrame, views: Mapping[str, View]) -> pl.DataFrame:
+    """A row a user: user_id, lists item, timestamp, split and "view.<name>"."""
+    values = [
+        (pl.col("timestamp") if view.kind == "time" else pl.col(f"view.{name}")).alias(f"view.{name}")
+        for name, view in views.items()
+    ]
+    rows = rows.select("user_id", "timestamp", "split", *values, item="item_id")
+    return rows.group_by("user_id", maintain_order=True).agg(pl.all())
+
+
+def notes(bucket: int) -> tuple[str, str]:
+    """The files that hold what the whole run needs of a bucket: its items, and the rows left out."""
+    return f"spool/items/{bucket:04d}.parquet", f"spool/late/{bucket:04d}.parquet"
+
+
+def _write_notes(out: Path, bucket: int, kept: pl.DataFrame, gone: pl.DataFrame) -> None:
+    items = kept.group_by("item_id").agg(train=(pl.col("split") == TRAIN).sum(), events=pl.len()).sort("item_id")
+    for name, frame in zip(notes(bucket), (items, gone.sort("number", "row")), strict=True):
+        files.write_parquet(out / name, _plain(frame))
+
+
+def _plain(frame: pl.DataFrame) -> pa.Table:
+    """With plain strings, which Parquet readers agree on."""
+    table = frame.to_arrow()
+    kinds = [pa.string() if pa.types.is_large_string(field.type) else field.type for field in table.schema]
+    return table.cast(pa.schema(zip(table.column_names, kinds, strict=True)))
+
+
+def _made(
+    config: Config,
+    bucket: int,
+    kept: pl.DataFrame,
+    gone: pl.DataFrame,
+    views: Mapping[str, View],
+    written: dict[str, str],
+) -> Made:
+    per_user = kept.group_by("user_id").agg(events=pl.len(), held=(pl.col("split") != TRAIN).any())
+    train = kept.filter(pl.col("split") == TRAIN)
+    splits = [TRAIN, VALID, TEST]
+    days = (
+        kept.group_by(day=pl.col("timestamp") // DAY)
+        .agg(*((pl.col("split") == split).sum().alias(str(split)) for split in splits))
+        .sort("day")
+    )
+    lengths = Counter[str]()
+    for events, users in per_user["events"].value_counts(sort=True).iter_rows():
+        lengths[str(1 << (events - 1).bit_length())] += users
+    return Made(
+        bucket=bucket,
+        kept=len(kept),
+        users=len(per_user),
+        short_users=int((~per_user["held"]).sum()) if config.data.split.kind != "temporal" else 0,
+        reasons=dict(Counter(gone["reason"].to_list())),
+        splits=[int((kept["split"] == split).sum()) for split in splits],
+        days={str(day): counts for day, *counts in days.iter_rows()},
+        lengths=dict(lengths),
+        span=[kept["timestamp"].min(), kept["timestamp"].max()] if len(kept) else None,  # type: ignore[list-item]
+        missing={name: 0 if view.kind == "time" else kept[f"view.{name}"].null_count() for name, view in views.items()},
+        fits={name: sums(train[f"view.{name}"], view) for name, view in views.items() if view.kind != "time"},
+        files=written,
+    )
+
+
+def sums(values: pl.Series, view: View) -> dict[str, Any]:
+    """What can be added up over buckets: distinct categories, or count, mean and squared deviations of numbers."""
+    if isinstance(view, CategoryView):
+        return {"values": values.explode().drop_nulls().unique().sort().to_list()}
+    if isinstance(view, NumberView):
+        there = values.drop_nulls().to_numpy()
+        mean = float(there.mean()) if len(there) else 0.0
+        return {"count": len(there), "mean": mean, "squares": float(((there - mean) ** 2).sum())}
+    return {}
+
+
+def fit(view: View, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the sums of each bucket: a view's categories, or the mean and deviation of its numbers, merged as in Chan et
+    al. 1979 (E[x^2] - E[x]^2 cancels for large values); nothing for the other kinds."""
+    if isinstance(view, CategoryView):
+        return {"kind": "category", "values": sorted({value for part in parts for value in part["values"]})}
+    if not isinstance(view, NumberView):
+        return {}
+    count, mean, squares = 0, 0.0, 0.0
+    for part in (part for part in parts if part["count"]):
+        total, delta = count + part["count"], part["mean"] - mean
+        squares += part["squares"] + delta**2 * count * part["count"] / total
+        mean, count = mean + delta * part["count"] / total, total
+    deviation = (squares / count) ** 0.5 if count else 0.0
+    return {"kind": "number", "mean": mean, "std": deviation or 1.0, "count": count}
+
+
+def to_json(made: Made) -> str:
+    return json.dumps(asdict(made), ensure_ascii=False)
