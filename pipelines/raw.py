@@ -524,7 +524,8 @@ def _as_written(lines: pl.Series, key: str, values: pl.Series) -> pl.Series | No
 def _mixed(lines: pl.Series, theirs: Mapping[str, str]) -> tuple[dict[str, pl.Series], pl.Series]:
     """The same from any lines, one by one, of the good ones; and of every line the reason to refuse it, or null."""
     rows = [_parse(line) for line in lines]
-    reasons = [_refused(row, theirs) for row in rows]
+    ids = [(ours, theirs[ours]) for ours in IDS if ours in theirs]
+    reasons = [_refused(row, ids) for row in rows]
     good = [row for row, reason in zip(rows, reasons, strict=True) if row is not None and reason is None]
     given = {key: _column([row.get(key) for row in good]) for key in theirs.values()}
     return given, pl.Series(reasons, dtype=pl.String)
@@ -541,12 +542,14 @@ def _parse(line: str, parse: Callable[[str], Any] = AS_WRITTEN.decode) -> dict[s
     return row if isinstance(row, dict) else None
 
 
-def _refused(row: dict[str, Any] | None, theirs: Mapping[str, str]) -> str | None:
+def _refused(row: dict[str, Any] | None, ids: Sequence[tuple[str, str]]) -> str | None:
     """Why a row cannot be taken: its id or timestamp is a list, an object or a truth value."""
     if row is None:
         return NO_OBJECT
-    odd = [ours for ours in IDS if ours in theirs and isinstance(row.get(theirs[ours]), (list, dict, bool))]
-    return f"{odd[0]} is not text or a number" if odd else None
+    for ours, theirs in ids:
+        if isinstance(row.get(theirs), (list, dict, bool)):
+            return f"{ours} is not text or a number"
+    return None
 
 
 def _column(values: list[Any]) -> pl.Series:
@@ -560,7 +563,7 @@ def _column(values: list[Any]) -> pl.Series:
 def _scalar(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)
 
 
 # Parquet
