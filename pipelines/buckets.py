@@ -97,7 +97,9 @@ def cleaned(config: Config, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataF
     """
     clean = config.data.clean
     read = [name for name in frame.columns if name.startswith("view.")]
-    frame = frame.sort(["user_id", "timestamp"], maintain_order=True)
+    users = pl.Enum(frame["user_id"].unique().sort())  # an integer each from here on, in the order of the ids
+    frame = frame.sort("timestamp", maintain_order=True).with_columns(pl.col("user_id").cast(users))
+    frame = frame.sort("user_id", maintain_order=True)
     frame, gone = cleaning.clean(frame, clean, read)
     frame = frame.with_columns(split=cleaning.split(config.data.split))
     gone = _noted(gone)
@@ -118,7 +120,9 @@ def counted(config: Config, parts: Sequence[Path], bucket: int, buckets: int, ou
     frame, _ = cleaned(config, spool.read(config, parts, bucket, buckets))
     if config.data.clean.core is None or config.data.clean.core.over == "train":
         frame = frame.filter(pl.col("split") == TRAIN)
-    files.write_parquet(out / CORE / f"pairs-{bucket:04d}.parquet", _plain(frame.select("user_id", "item_id")))
+    files.write_parquet(
+        out / CORE / f"pairs-{bucket:04d}.parquet", _plain(frame.select(pl.col("user_id").cast(pl.String), "item_id"))
+    )
 
 
 def write_core(core: Core, out: Path) -> None:
@@ -149,7 +153,8 @@ def _lists(rows: pl.DataFrame, views: Mapping[str, View]) -> pl.DataFrame:
         for name, view in views.items()
     ]
     rows = rows.select("user_id", "timestamp", "split", *values, item="item_id")
-    return rows.group_by("user_id", maintain_order=True).agg(pl.all())
+    lists = rows.group_by("user_id", maintain_order=True).agg(pl.all())
+    return lists.with_columns(pl.col("user_id").cast(pl.String))
 
 
 def notes(bucket: int) -> tuple[str, str]:

@@ -18,6 +18,7 @@ def connect(min_cpus: int = 1) -> None:
     # Torch's threads spin while they wait for each other. Where they must share a core with anything else, an epoch of
     # the demo took 63 s so, 7 s with a short spin; with two cores to themselves 4.9 s and 5.8 s.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # of workers: a task has one core; ours has started already
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -28,3 +29,8 @@ def connect(min_cpus: int = 1) -> None:
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < min_cpus:
         raise ResourceError(f"expected a cluster with {min_cpus} cores, found {cpus:g}")
+
+
+def cores() -> int:
+    """Of the cluster that is joined."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

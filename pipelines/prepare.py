@@ -29,7 +29,7 @@ from mvrec_core.errors import ConfigError, DataError, MVRecError, nearest
 from mvrec_core.schema import Columns, instant
 from pipelines import buckets, catalogue, files, manifests, raw, report, spool, tables
 from pipelines.buckets import Made
-from pipelines.cluster import connect
+from pipelines.cluster import connect, cores
 from pipelines.manifests import State
 from pipelines.spool import Filled
 from pipelines.tables import Table
@@ -231,7 +231,7 @@ def _fill(config: Config, events: Events, first: int, generation: int, out: Path
     """Reads the event files, numbered from `first`, into the spool; what each task read, in order."""
     found = raw.pieces([config.data.events[source] for source, _ in events], [[file] for _, file in events])
     pieces = [replace(piece, source=events[piece.number][0], number=first + piece.number) for piece in found]
-    jobs = spool.tasks(pieces)
+    jobs = spool.tasks(pieces, cores())
     log(f"prepare: reading {len(events)} event file(s) in {len(jobs)} task(s)")
 
     def work(job: int) -> str:

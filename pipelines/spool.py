@@ -56,7 +56,7 @@ def slot_of(user_ids: pl.Series, slots: int) -> np.ndarray:
     """
     hashed = pl.DataFrame({"id": user_ids}).select(plh.col("id").nchash.xxhash64())["id"].to_numpy()
     slot = (hashed % np.uint64(slots)).astype(np.uint16)
-    return _reversed(slot, SLOTS) if slots == SLOTS else slot
+    return _reversed(np.arange(SLOTS, dtype=np.uint16), SLOTS)[slot] if slots == SLOTS else slot
 
 
 def slots_in(bucket: int, buckets: int, slots: int) -> slice:
@@ -89,13 +89,14 @@ class Filled:
     files: dict[str, tuple[int, str]]  # bytes and sha256
 
 
-def tasks(pieces: Sequence[raw.Piece]) -> list[list[raw.Piece]]:
-    """Pieces in their order, the small ones together."""
+def tasks(pieces: Sequence[raw.Piece], cores: int) -> list[list[raw.Piece]]:
+    """Pieces in their order, the small ones together, but so that each core gets a few tasks."""
+    sizes = [raw.size(piece.file) if piece.groups is None else TASK for piece in pieces]
+    most = min(TASK, sum(sizes) // (4 * cores))
     groups: list[list[raw.Piece]] = []
     held = 0
-    for piece in pieces:
-        size = raw.size(piece.file) if piece.groups is None else TASK
-        if not groups or held + size > TASK:
+    for piece, size in zip(pieces, sizes, strict=True):
+        if not groups or held + size > most:
             groups.append([])
             held = 0
         groups[-1].append(piece)
@@ -124,12 +125,11 @@ def fill(config: Config, pieces: Sequence[raw.Piece], task: int, prefix: str, ou
         if piece.groups is None or piece.groups[0] == 0:
             digests[piece.file] = raw.fingerprint(piece.file)
         for chunk in raw.chunks(piece.file, source, columns.names, piece.groups):
-            frame, reason = _checked(config, chunk.frame, source)
+            frame, gone, why = _checked(config, chunk.frame, source)
             numbers = chunk.rows
             rows += len(frame) + len(chunk.bad)
-            gone = reason.is_not_null()
-            if len(chunk.bad) or gone.any():
-                reasons.update(refused.add(piece.file, chunk, reason, gone.arg_true().to_list()))
+            if len(chunk.bad) or len(why):
+                reasons.update(refused.add(piece.file, chunk, gone.arg_true().to_list(), why.to_list()))
                 frame, numbers = frame.filter(~gone), numbers.filter(~gone)
             for name, view in columns.views.items():
                 if isinstance(view, NumberView):
@@ -152,27 +152,32 @@ def schema_of(config: Config) -> pa.Schema:
                               if v.kind != "time"])  # fmt: skip
 
 
-def _checked(config: Config, frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, pl.Series]:
-    """The rows with typed ids and timestamps, and the reason of each that is refused, null for the others."""
+def _checked(config: Config, frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """The rows with typed ids and timestamps; which of them are refused; and the reasons of those."""
     frame = read_ids(frame, ["user_id", "item_id"])
     frame, no_time = read_timestamps(frame, source.timestamp_unit)
     clean = config.data.clean
+    invalid = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_null())
     reason = pl.coalesce(
         invalid_ids(["user_id", "item_id"]),
         pl.when(pl.col("timestamp").is_null()).then(pl.lit(no_time)),
         left_out(frame, clean),
     )
-    reasons = frame.select(reason.alias("reason"))["reason"]
+    filtered = clean.keep or clean.ranges or clean.since or clean.until
+    gone = frame.select((invalid | left_out(frame, clean).is_not_null()) if filtered else invalid).to_series()
+    why = frame.filter(gone).select(reason.alias("reason")).to_series()
     if clean.max_history is not None and not (clean.duplicates or clean.repeats or clean.max_rate):
         late = (
             frame.select("user_id", "timestamp", place=pl.int_range(pl.len()))
-            .filter(reasons.is_null())
+            .filter(~gone)
             .sort(["user_id", "timestamp"], maintain_order=True)
             .with_columns(reason=surely_beyond(clean.max_history, config.data.split))
             .filter(pl.col("reason").is_not_null())
         )
-        reasons = reasons.scatter(late["place"], late["reason"])
-    return frame, reasons
+        places = pl.concat([gone.arg_true().cast(pl.Int64), late["place"]])
+        why = pl.concat([why, late["reason"]]).gather(places.arg_sort())
+        gone = gone.scatter(late["place"], True)
+    return frame, gone, why
 
 
 def _spooled(columns: Columns, frame: pl.DataFrame, number: int, rows: pl.Series) -> pl.DataFrame:
@@ -200,10 +205,10 @@ class _Refused:
         self._path, self._new = path, path.with_name(f".{path.name}.tmp")
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, file: str, chunk: raw.Chunk, reason: pl.Series, places: list[int]) -> Counter[str]:
-        """Writes what a chunk could not hold and the rows at the given places; counts by reason."""
+    def add(self, file: str, chunk: raw.Chunk, places: list[int], why: list[str]) -> Counter[str]:
+        """Writes the rows at the given places and what a chunk could not hold; counts by reason."""
         rows = chunk.rows.gather(places).to_list()
-        whole, why = chunk.whole(places) if places else [], reason.gather(places).to_list()
+        whole, why = chunk.whole(places) if places else [], list(why)
         for row, text, told in chunk.bad:
             rows.append(row)
             whole.append(json.dumps({"text": text}, ensure_ascii=False))
