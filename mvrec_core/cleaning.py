@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
 from mvrec_core.config import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
@@ -42,15 +43,16 @@ def part(frame: pl.DataFrame, reason: pl.Expr) -> tuple[pl.DataFrame, pl.DataFra
     return marked.filter(pl.col("reason").is_null()).drop("reason"), marked.filter(pl.col("reason").is_not_null())
 
 
-def split(by: Split) -> pl.Expr:
-    """int8: TRAIN, VALID or TEST of each row."""
+def split(frame: pl.DataFrame, by: Split) -> pl.Series:
+    """int8 [rows]: TRAIN, VALID or TEST of each row, named "split"."""
     if isinstance(by, Temporal):
         valid_from, test_from = cuts(by)
         time = pl.col("timestamp")
-        return pl.when(time >= test_from).then(TEST).when(time >= valid_from).then(VALID).otherwise(TRAIN).cast(pl.Int8)
-    back = _back()
-    held = pl.when(back < by.n).then(TEST).when(back < 2 * by.n).then(VALID).otherwise(TRAIN)
-    return pl.when(pl.len().over("user_id") > 2 * by.n).then(held).otherwise(TRAIN).cast(pl.Int8)
+        cut = pl.when(time >= test_from).then(TEST).when(time >= valid_from).then(VALID).otherwise(TRAIN)
+        return frame.select(cut.cast(pl.Int8).alias("split")).to_series()
+    size, back = _places(frame)
+    held = np.where(back < by.n, TEST, np.where(back < 2 * by.n, VALID, TRAIN))
+    return pl.Series("split", np.where(size > 2 * by.n, held, TRAIN).astype(np.int8))
 
 
 def cuts(by: Temporal) -> tuple[int, int]:
@@ -106,6 +108,10 @@ def _too_fast(rate: Rate) -> pl.Expr:
     return pl.when(fast.any().over("user_id")).then(pl.lit(what))
 
 
-def _back() -> pl.Expr:
-    """A row's place from the end of its user's rows, 0 for the last."""
-    return pl.len().over("user_id") - 1 - pl.int_range(pl.len()).over("user_id")
+def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [rows] each: how many rows the row's user has, and the row's place from their end, 0 for the last."""
+    user = frame["user_id"]
+    starts = (user != user.shift()).fill_null(True).arg_true().to_numpy()
+    ends = np.append(starts[1:], len(frame)) if len(starts) else starts
+    sizes = ends - starts
+    return np.repeat(sizes, sizes), np.repeat(ends, sizes) - 1 - np.arange(len(frame))

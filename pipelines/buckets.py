@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -67,7 +68,7 @@ def make(
         kept, out_of_core = cleaning.part(kept, cleaning.outside_core(core, *ids))
         gone = pl.concat([gone, _noted(out_of_core)])
         if core.over == "all":
-            kept = kept.with_columns(split=cleaning.split(config.data.split))
+            kept = kept.with_columns(cleaning.split(kept, config.data.split))
     written: dict[str, str] = {}
 
     def write(name: str, frame: pl.DataFrame, schema: pa.Schema) -> None:
@@ -98,10 +99,12 @@ def cleaned(config: Config, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataF
     clean = config.data.clean
     read = [name for name in frame.columns if name.startswith("view.")]
     users = pl.Enum(frame["user_id"].unique().sort())  # an integer each from here on, in the order of the ids
-    frame = frame.sort("timestamp", maintain_order=True).with_columns(pl.col("user_id").cast(users))
-    frame = frame.sort("user_id", maintain_order=True)
+    frame = frame.with_columns(pl.col("user_id").cast(users))
+    order = np.argsort(frame["timestamp"].to_numpy(), kind="stable")
+    order = order[np.argsort(frame["user_id"].to_physical().to_numpy()[order], kind="stable")]
+    frame = frame[order]
     frame, gone = cleaning.clean(frame, clean, read)
-    frame = frame.with_columns(split=cleaning.split(config.data.split))
+    frame = frame.with_columns(cleaning.split(frame, config.data.split))
     gone = _noted(gone)
     if clean.max_history is not None:
         frame, old = cleaning.part(frame, cleaning.beyond(clean.max_history))

@@ -55,11 +55,16 @@ def _alive(process: int) -> bool:
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """One row group a million rows; text is dictionary-encoded, numbers are not: most of them differ."""
+    """Text is dictionary-encoded; numbers are not, as most of them differ."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    texts = [leaf for column in table.schema for leaf in _texts(column.name, column.type)]
+    leaves = [_leaf(column.name, column.type) for column in table.schema]
+    texts = [leaf for leaf, kind in leaves if pa.types.is_string(kind)]
+    times = {leaf: "DELTA_BINARY_PACKED" for leaf, kind in leaves if pa.types.is_int64(kind)}
     with _written(path) as new:
-        pq.write_table(table, new, compression="zstd", use_dictionary=texts or False)
+        pq.write_table(
+            table, new, compression="zstd", use_dictionary=texts or False, column_encoding=times or None,
+            write_statistics=False,
+        )  # fmt: skip
 
 
 def write_arrow(path: Path, batch: pa.RecordBatch) -> None:
@@ -109,8 +114,6 @@ def _written(path: Path) -> Iterator[Path]:
         os.replace(new, path)
 
 
-def _texts(path: str, kind: pa.DataType) -> list[str]:
-    """The leaf of a column, as Parquet names it, if it is text."""
-    if pa.types.is_list(kind):
-        return _texts(f"{path}.list.element", kind.value_type)
-    return [path] if pa.types.is_string(kind) else []
+def _leaf(path: str, kind: pa.DataType) -> tuple[str, pa.DataType]:
+    """The values of a column, as Parquet names them, and their type."""
+    return _leaf(f"{path}.list.element", kind.value_type) if pa.types.is_list(kind) else (path, kind)

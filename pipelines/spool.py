@@ -115,7 +115,7 @@ def fill(config: Config, pieces: Sequence[raw.Piece], task: int, prefix: str, ou
 
     def spill() -> None:
         nonlocal spooled
-        frame = pl.concat(held, rechunk=False)
+        frame = pl.concat(held, rechunk=True)  # to gather from many chunks is slow
         _write_part(out / "spool" / f"part-{prefix}-{task:05d}-{spooled:04d}.arrow", config, frame)
         held.clear()
         spooled += 1

@@ -65,7 +65,7 @@ def test_a_user_beyond_the_rate_goes_whole():
 )
 def test_splits(by, expected):
     rows = frame(*[(user, "i", n, None) for user, split in expected.items() for n in range(len(split))])
-    found = rows.with_columns(split=cleaning.split(by)).group_by("user_id", maintain_order=True).agg("split")
+    found = rows.with_columns(cleaning.split(rows, by)).group_by("user_id", maintain_order=True).agg("split")
     assert dict(found.iter_rows()) == expected
 
 
@@ -75,7 +75,8 @@ def test_cuts_in_the_wrong_order_are_an_error():
 
 
 def test_max_history_keeps_the_newest_train_events_and_what_is_held_out():
-    rows = frame(*[("u", f"i{n}", n, None) for n in range(6)]).with_columns(split=cleaning.split(LeaveOneOut()))
+    rows = frame(*[("u", f"i{n}", n, None) for n in range(6)])
+    rows = rows.with_columns(cleaning.split(rows, LeaveOneOut()))
     kept, gone = cleaning.part(rows, cleaning.beyond(2))
     assert kept["row"].to_list() == [2, 3, 4, 5]
     assert gone["reason"].unique().to_list() == ["older than the newest 2 train events"]
@@ -141,7 +142,8 @@ def test_what_is_cut_before_the_shuffle_would_be_cut_after_it(rows, newest, held
         if held
         else Temporal(kind="temporal", valid_from="1970-01-01T00:00:05", test_from="1970-01-01T00:00:08")
     )
-    whole = frame(*rows).with_columns(split=cleaning.split(by))
+    whole = frame(*rows)
+    whole = whole.with_columns(cleaning.split(whole, by))
     wanted = cleaning.part(whole, cleaning.beyond(newest))[1]["row"].to_list()
     early = []
     for start in range(0, len(rows), chunk):  # as the log is read
