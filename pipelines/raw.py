@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -299,12 +300,13 @@ def _fields(file: str, source: Source) -> list[tuple[str, pa.DataType]]:
 
 def _guarded(file: str, source: Source, read: Callable[[], Any]) -> Any:
     try:
-        return read()
-    except (UnicodeError, pa.ArrowInvalid) as error:
-        problem = _first_line(error)
-        if "straddling" in problem:
-            raise DataError(f"{file}: a row is longer than {BLOCK >> 20} MB; is a quote left open?") from None
-        raise DataError(f"{file}: {_misfit(file, source) or f'cannot be read: {problem}'}") from None
+        try:
+            return read()
+        except (UnicodeError, pa.ArrowInvalid) as error:
+            problem = _first_line(error)
+            if "straddling" in problem:
+                raise DataError(f"{file}: a row is longer than {BLOCK >> 20} MB; is a quote left open?") from None
+            raise DataError(f"{file}: {_misfit(file, source) or f'cannot be read: {problem}'}") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: cannot be read: {_first_line(error)}") from None
 
@@ -357,6 +359,18 @@ def _encoding(file: str, source: Source) -> str:
         raise ConfigError(f"{file}: unknown encoding '{source.encoding}'; {known}") from None
 
 
+def _text_for_threads(file: str, source: Source) -> pa.NativeFile:
+    """The same, with no Python in it: where Arrow's threads decode, a reader that is dropped half-way can hang for ever
+    on the interpreter's lock. So text of another encoding passes through an unnamed file on disk."""
+    if _encoding(file, source) == "utf-8":
+        return _text(file, source)
+    with _text(file, source) as stream, tempfile.NamedTemporaryFile() as copy:
+        while data := stream.read(BLOCK):
+            copy.write(data)
+        copy.flush()
+        return pa.OSFile(copy.name)
+
+
 # CSV and TSV
 
 
@@ -367,7 +381,7 @@ def _header(file: str, source: Source) -> list[str]:
         raise DataError(f"{file}: the file is empty; expected a header line")
     content = f"{text}\n".encode()
     one_block = csv.ReadOptions(use_threads=False, block_size=len(content) + 1)
-    return csv.open_csv(pa.BufferReader(content), one_block, _parsing(file, source, [])).schema.names
+    return csv.read_csv(pa.BufferReader(content), one_block, _parsing(file, source, [])).column_names
 
 
 def _parsing(file: str, source: Source, bad: list[tuple[int, str, str]]) -> csv.ParseOptions:
@@ -390,7 +404,7 @@ def _csv(file: str, source: Source, names: Sequence[str]) -> Iterator[Chunk]:
     bad: list[tuple[int, str, str]] = []
     try:
         reader = csv.open_csv(
-            _text(file, source),
+            _text_for_threads(file, source),
             csv.ReadOptions(use_threads=False, block_size=BLOCK),  # one thread: it numbers the bad rows
             _parsing(file, source, bad),
             csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False),

@@ -308,6 +308,17 @@ def test_a_wrong_byte_far_down(tmp_path):
     assert "log.csv: line 150002: expected UTF-8" in refusal(read, tmp_path / "log.csv")
 
 
+def test_a_process_that_drops_a_reader_of_another_encoding_ends(tmp_path):
+    file = write(tmp_path / "log.csv", [("甲", "乙", "1")] * 100_000, encoding="gb18030")
+    code = (
+        "import sys; from mvrec_core.config import Source; from pipelines import raw; raw.BLOCK = 1 << 14\n"
+        "for _ in range(20): print(len(next(raw.chunks(sys.argv[1], Source(path='', encoding='gb18030'), ())).rows))"
+    )
+    root = Path(raw.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code, file], cwd=root, capture_output=True, timeout=60, check=True)
+    assert len(done.stdout.splitlines()) == 20
+
+
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.csv.zst", "log.jsonl.gz", "log.parquet"])
 def test_damaged_files(tmp_path, name):
     rows = [(hashlib.md5(str(i).encode()).hexdigest(), "i", str(i)) for i in range(20_000)]
