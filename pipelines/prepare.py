@@ -321,6 +321,7 @@ def _spread(work: Callable[[int], Any], jobs: Sequence[int]) -> Iterator[str]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.op_resource_reservation_enabled = False  # it keeps one of two cores idle where there is one map operator
 
     def run(batch: pa.Table) -> pa.Table:
         pa.set_cpu_count(1)  # a task has one core
