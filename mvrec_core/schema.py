@@ -134,13 +134,19 @@ def read_value(frame: pl.DataFrame, view: View) -> pl.Series:
     if isinstance(view, CategoryView):
         return frame.select(_values(frame, view).alias("value"))["value"]
     if isinstance(view, NumberView):
-        number = _number_text(frame, view).cast(pl.Float64, strict=False)
+        column = frame[view.column]
+        text = None if column.dtype.is_numeric() else _number_text(frame, view)
+        number = (column if text is None else text).cast(pl.Float64, strict=False)
         return number.set(~number.is_finite().fill_null(False), None)
     return frame["timestamp"]
 
 
 def unreadable(frame: pl.DataFrame, view: NumberView) -> int:
     """Cells of a number view that hold something else than a number."""
+    if frame[view.column].dtype.is_integer():
+        return 0
+    if frame[view.column].dtype.is_float():
+        return int(frame[view.column].is_finite().not_().sum())
     text = _number_text(frame, view)
     return int(((text != "") & text.is_not_null() & read_value(frame, view).is_null()).sum())
 
@@ -199,11 +205,13 @@ def _joined(frame: pl.DataFrame, view: TextView) -> pl.Series:
 
 
 def _values(frame: pl.DataFrame, view: CategoryView) -> pl.Expr:
+    if not isinstance(frame.schema[view.column], pl.List) and not view.separator:
+        value = _text(frame, view.column)
+        value = pl.when(value != "").then(value)
+        return pl.when(value.is_not_null()).then(value.reshape((-1, 1)).arr.to_list())
     if isinstance(frame.schema[view.column], pl.List):
         values = pl.col(view.column).cast(LIST)
-    elif view.separator:
-        values = _text(frame, view.column).str.split(view.separator)
     else:
-        values = _text(frame, view.column).reshape((-1, 1)).arr.to_list()
+        values = _text(frame, view.column).str.split(str(view.separator))
     clean = values.list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls())
     return pl.when(clean.list.len() > 0).then(clean)

@@ -618,19 +618,30 @@ def _parquet(file: str, source: Source, names: Sequence[str], groups: tuple[int,
     start, stop = groups or (0, len(group_rows))
     columns = sorted(set(_theirs(source, names).values()))
     done = sum(group_rows[:start])
+    names_there = content.schema_arrow.names
+    unique = len(set(names_there)) == len(names_there)
+    others = [name for name in names_there if name not in columns] if unique else None
     for run in _runs(group_rows, range(start, stop), ROWS):
         count = sum(group_rows[group] for group in run)
         weight = sum(content.metadata.row_group(group).total_byte_size for group in run)
         step = min(ROWS, max(1, count * BYTES // max(1, weight)))
-        needed, every = _Run(content, run, step, columns), _Run(content, run, step, None)
+        needed, rest = _Run(content, run, step, columns), _Run(content, run, step, others)
         for first in range(0, count, step):
             span = first, min(first + step, count)
             table = needed.rows(*span) if columns else pa.table({})
             given = {theirs: _read(table[theirs]) for theirs in columns}
             rows = pl.int_range(done + span[0] + 1, done + span[1] + 1, dtype=pl.Int64, eager=True)
 
-            def whole(positions: Sequence[int], every: _Run = every, span: tuple[int, int] = span) -> list[str]:
-                return _guarded(file, source, lambda: _json(every.rows(*span), positions))
+            def whole(
+                positions: Sequence[int], table: pa.Table = table, rest: _Run = rest, span: tuple[int, int] = span
+            ) -> list[str]:
+                def read() -> pa.Table:  # only the columns that were not read already
+                    every = rest.rows(*span) if others != [] else pa.table({})
+                    if others is None:
+                        return every
+                    return pa.table({name: (table if name in columns else every)[name] for name in names_there})
+
+                return _guarded(file, source, lambda: _json(read(), positions))
 
             yield Chunk(_frame(source, names, given, len(rows)), rows, whole)
         done += count

@@ -256,9 +256,7 @@ def read(config: Config, found: Sequence[Path], bucket: int, buckets: int) -> pl
         start, stop = int(offsets[span.start]), int(offsets[span.stop])
         if stop > start:
             slices.append(batch.slice(start, stop - start).replace_schema_metadata(None))
-    frame = pl.from_arrow(pa.Table.from_batches(slices, schema=schema))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    return pl.DataFrame(pa.Table.from_batches(slices, schema=schema)).rechunk()
 
 
 def _map(path: Path) -> pa.ipc.RecordBatchFileReader:
