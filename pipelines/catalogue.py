@@ -25,7 +25,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes items/, users/, fitted.json and views.json, or of items/ and users/ one view only; the facts about them
     for the manifest."""
-    logged = items_of_log(out)
+    logged = _items_of_log(out)
     items, unknown = _catalogue(logged, tables.get("items"))
     if only is None:
         files.write_parquet(out / "items" / "id.parquet", _table(items.select("item_id"), {"item_id": pa.string()}))
@@ -61,6 +61,7 @@ def write(
     text = config.text_view
     return {
         "items": len(items),
+        "item_events": logged["events"].to_numpy(),
         "items_without_text": missing[text][1] if text else None,
         "unknown_items": unknown,
         "missing": missing,
@@ -68,7 +69,7 @@ def write(
     }
 
 
-def items_of_log(out: Path) -> pl.DataFrame:
+def _items_of_log(out: Path) -> pl.DataFrame:
     """item_id, train, events: the items of the log with their events in train and in all, by item_id."""
     found = pl.scan_parquet(out / "spool" / "items" / "*.parquet").group_by("item_id").agg(pl.all().sum())
     return found.sort("item_id").collect(engine="streaming")

@@ -17,7 +17,7 @@ from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from pipelines import files
 from pipelines.buckets import Made
-from pipelines.catalogue import SCHEMA_VERSION, items_of_log
+from pipelines.catalogue import SCHEMA_VERSION
 from pipelines.spool import Filled
 from pipelines.tables import Table
 
@@ -146,7 +146,7 @@ def build(
         "conflicts": {key: table.conflicts for key, table in tables.items()},
         "days": _days(made),
         "history_lengths": _lengths(made),
-        **_popularity(out),
+        **_popularity(facts["item_events"]),
         "buckets": state.buckets,
         "content_hash": content_hash(made, out),
         "seconds": seconds,
@@ -180,7 +180,8 @@ def _lengths(made: Sequence[Made]) -> dict[str, int]:
     return {f"{top // 2 + 1}-{top}" if top > 2 else str(top): counts[top] for top in tops}
 
 
-def _popularity(out: Path) -> dict[str, list[int]]:
-    counts = np.sort(items_of_log(out)["events"].to_numpy())[::-1]
+def _popularity(events: np.ndarray) -> dict[str, list[int]]:
+    """events: of each item of the log"""
+    counts = np.sort(events)[::-1]
     ranks = np.unique(np.geomspace(1, len(counts), POINTS).round().astype(int))
     return {"popularity": counts[ranks - 1].tolist(), "popularity_ranks": ranks.tolist()}
