@@ -256,7 +256,8 @@ def read(config: Config, found: Sequence[Path], bucket: int, buckets: int) -> pl
         start, stop = int(offsets[span.start]), int(offsets[span.stop])
         if stop > start:
             slices.append(batch.slice(start, stop - start).replace_schema_metadata(None))
-    return pl.DataFrame(pa.Table.from_batches(slices, schema=schema)).rechunk()
+    # Arrow copies the slices; Polars would take the values of a list column from the whole of each part
+    return pl.DataFrame(pa.Table.from_batches(slices, schema=schema).combine_chunks())
 
 
 def _map(path: Path) -> pa.ipc.RecordBatchFileReader:
