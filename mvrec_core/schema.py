@@ -13,7 +13,6 @@ from mvrec_core.config import CategoryView, Clean, Config, NumberView, TextView,
 from mvrec_core.errors import ConfigError
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-FILE, ROW, RAW, REASON = "file", "row", "raw", "reason"
 LIST = pl.List(pl.String)
 YEARS = -62_135_596_800_000_000, 253_402_300_799_999_999  # microseconds of years 1 to 9999: what a calendar can show
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +237,3 @@ def fit(view: View, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         mean, count = mean + delta * part["count"] / total, total
     deviation = (squares / count) ** 0.5 if count else 0.0
     return {"kind": "number", "mean": mean, "std": deviation or 1.0, "count": count}
-
-
-def to_json(made: Made) -> str:
-    return json.dumps(asdict(made), ensure_ascii=False)

@@ -57,3 +57,9 @@ def _unpack(package: str, inside: str, target: Path) -> None:
                         shutil.copyfileobj(source, sink)
         shutil.rmtree(target, ignore_errors=True)
         unpacked.rename(target)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    run_verb("fetch")

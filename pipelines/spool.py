@@ -217,9 +217,7 @@ class _Refused:
         with files.room(self._path):
             if self._writer is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = pq.ParquetWriter(
-                    self._path.with_name(f".{self._path.name}.tmp"), REJECTED, compression="zstd"
-                )
+                self._writer = pq.ParquetWriter(self._new, REJECTED, compression="zstd")
             self._writer.write_table(table)
         return Counter(why)
 

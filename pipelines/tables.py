@@ -30,7 +30,6 @@ from mvrec_core.schema import (
 )
 from pipelines import raw
 
-REJECTED = {"source": pl.String, "file": pl.String, "row": pl.Int64, "raw": pl.String, "reason": pl.String}
 LOSES = {  # policy -> why a row of an id is not kept beside the one that is
     "newest": "older row of the id",
     "most_frequent": "merged into another row of the id",
@@ -45,7 +44,7 @@ class Table:
 
     frame:     item_id or user_id; "view.<name>" for each view of columns; for items "display", what people see
     rows:      that came in: len(frame) + len(rejected)
-    rejected:  columns REJECTED, in the order of files and rows
+    rejected:  columns source, file, row, raw, reason, in the order of files and rows
     unread:    number view -> cells of the frame's rows that hold something else than a number
     conflicts: column -> ids whose usable rows give it several values; columns without any are left out
     """

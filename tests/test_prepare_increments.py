@@ -117,6 +117,7 @@ def test_one_view_more_leaves_every_other_file_alone(tmp_path, ray_local, name, 
     assert new and all(path.removeprefix("test/").startswith(where) for path in new)
     told = {"manifest.json", "report.html", "fitted.json", "views.json", "spool/state.json"}
     kept = {path for path in before if path not in told and not path.startswith("spool/part-")}
+    assert "events/bucket=0000/part-0.parquet" in kept and "items/id.parquet" in kept
     assert {path for path in kept if after[path] != before[path]} == set()
     assert all(
         path.stat().st_ino == node for path, node in nodes.items() if path.relative_to(prepared).as_posix() in kept

@@ -116,6 +116,7 @@ def test_other_test_rows_change_no_byte_that_training_reads(tmp_path, ray_local,
     one, two = (contents(each.run_dir / "prepared") for each in (config, changed))
     assert any("canary" in str(events) for events in histories(changed).values())
     reads = {name for name in one | two if name.startswith(TRAINING_READS)}
+    assert {"events/bucket=0000/part-0.parquet", "views/rating/bucket=0000/part-0.parquet", "fitted.json"} <= reads
     assert {name: one.get(name) for name in reads} == {name: two.get(name) for name in reads}
     assert not any(b"canary" in two[name] for name in reads)
     assert one["manifest.json"] != two["manifest.json"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import ConfigError, DataError
-from pipelines import tables
+from pipelines import spool, tables
 
 POLICIES = ["newest", "most_frequent", "error"]
 HEADER = ["item_id", "title", "genres", "price"]
@@ -96,7 +96,7 @@ def test_newest_keeps_the_last_row_whole(tmp_path):
 def test_rejected_rows_are_whole_and_say_where_they_come_from(tmp_path):
     file = write(tmp_path, [[*row, "多"] for row in ROWS], header=[*HEADER, "extra"])
     table = tables.read(config_of(tmp_path), "items", [file])
-    assert table.rejected.columns == list(tables.REJECTED)
+    assert table.rejected.columns == spool.REJECTED.names
     source, name, row, raw, reason = table.rejected.row(3)
     assert (source, name, row, reason) == ("items", file, 6, "duplicate row")
     assert json.loads(raw) == {
