@@ -27,7 +27,7 @@ from mvrec_core import cleaning
 from mvrec_core.config import Config, Temporal
 from mvrec_core.errors import ConfigError, DataError, MVRecError, nearest
 from mvrec_core.schema import Columns, instant
-from pipelines import buckets, catalogue, files, manifests, raw, report, spool, tables
+from pipelines import buckets, catalogue, files, locations, manifests, raw, report, spool, tables
 from pipelines.buckets import Made
 from pipelines.cluster import connect, cores
 from pipelines.manifests import State
@@ -164,7 +164,7 @@ def _event_files(config: Config) -> Events:
     found = []
     for number, source in enumerate(config.data.events):
         key = _key(config, number)
-        found += [(number, file) for file in raw.find(source, key)]
+        found += [(number, file) for file in locations.find(source, key)]
     _check_columns(config, found)
     return found
 
@@ -174,7 +174,7 @@ def _new_files(config: Config, paths: Sequence[str], state: State) -> Events:
     sources = config.data.events
     there = {file for _, file in state.events}
     found = []
-    for file in raw.find(sources[0].model_copy(update={"path": tuple(paths)}), "append"):
+    for file in locations.find(sources[0].model_copy(update={"path": tuple(paths)}), "append"):
         if file in there:
             raise DataError(f"append: '{file}' is in the prepared data already")
         fitting = [n for n, source in enumerate(sources) if any(_fits(file, path) for path in source.paths)]
@@ -212,11 +212,11 @@ class Given:
         for key in ("items", "users"):
             source = getattr(config.data, key)
             if source is not None:
-                names[key] = raw.find(source, f"data.{key}")
+                names[key] = locations.find(source, f"data.{key}")
                 for file in names[key]:
                     raw.check_columns(file, source, Columns.of(config, key).names, f"data.{key}")
         read = {key: tables.read(config, key, found) for key, found in names.items()}  # type: ignore[arg-type]
-        return Given(read, {file: raw.fingerprint(file) for found in names.values() for file in found}, names)
+        return Given(read, {file: locations.fingerprint(file) for found in names.values() for file in found}, names)
 
     def write_rejected(self, out: Path) -> None:
         for key, table in self.tables.items():

@@ -1,30 +1,19 @@
 """Raw files as a stream of chunks: CSV, TSV, JSONL, also as .gz or .zst, and Parquet; on disk or in an object store.
 
-    find -> check_columns -> pieces (what one task reads) -> chunks (under our column names) -> take (rows again, whole)
-
-A file is named by its path or by a URI that pyarrow.fs.FileSystem.from_uri knows: s3://bucket/key, gs://bucket/key,
-file:///path. Credentials and region come from the environment, as the stores' own tools read them (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), never from the URI,
-which is written into the prepared data. Another S3 server is named by AWS_ENDPOINT_URL or in the URI's query:
-s3://bucket/key?endpoint_override=host:port&scheme=http.
+find -> check_columns -> pieces (what one task reads) -> chunks (under our column names) -> take (rows again, whole)
 """
 
 from __future__ import annotations
 
 import base64
 import codecs
-import hashlib
 import itertools
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
@@ -32,14 +21,11 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.json
 import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from mvrec_core.config import Source
 from mvrec_core.errors import ConfigError, DataError, nearest
+from pipelines.locations import first_line, form_of, place
 
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-CODECS = {".gz": "gzip", ".zst": "zstd"}
-URI = re.compile(r"([A-Za-z][\w+.-]*://[^/?]*)(.*?)(\?\w+=.*)?")  # scheme and host, path, query
 IDS = ("user_id", "item_id", "timestamp")
 BLOCK = 16 << 20  # bytes of text in a chunk
 HEAD = 1 << 20  # bytes of text that show the columns
@@ -77,26 +63,10 @@ class Piece:
     groups: tuple[int, int] | None = None
 
 
-def find(source: Source, key: str) -> list[str]:
-    """The files of a source in the order of its patterns, each pattern's sorted by path.
-
-    A pattern is a file, a folder (the files with a known ending anywhere below it) or a glob, where ** is any number of
-    folders. Names that begin with . or _, such as _SUCCESS, are left out unless the pattern spells that out.
-    Raises DataError.
-    """
-    files: list[str] = []
-    for pattern in source.paths:
-        try:
-            files += _found(pattern, key)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{key}.path: '{pattern}' cannot be listed: {_first_line(error)}") from None
-    return list(dict.fromkeys(files))  # overlapping patterns give a file once
-
-
 def check_columns(file: str, source: Source, names: Sequence[str], key: str) -> None:
     """Raises DataError naming the file, the column that it lacks, and the nearest one that it has."""
     fields = _guarded(file, source, lambda: _fields(file, source))
-    if not fields and _format(file, source)[0] == "jsonl":
+    if not fields and form_of(file, source)[0] == "jsonl":
         return  # no rows, no keys
     for ours, theirs in _theirs(source, names).items():
         kinds = [kind for name, kind in fields if name == theirs]
@@ -125,7 +95,7 @@ def chunks(file: str, source: Source, names: Sequence[str], groups: tuple[int, i
     A column is text, or from Parquet also numbers, dates, times; or lists of these, where a cell holds several values.
     Raises DataError for a file that is not what its format or encoding says.
     """
-    form, _ = _format(file, source)
+    form, _ = form_of(file, source)
     if form == "parquet":
         stream = _parquet(file, source, names, groups)
     else:
@@ -148,125 +118,6 @@ def take(file: str, source: Source, rows: Sequence[int]) -> list[str]:
     return found
 
 
-def size(file: str) -> int:
-    """Bytes of the file as it lies there. Raises OSError."""
-    system, path, _ = _place(file)
-    return system.get_file_info(path).size
-
-
-def fingerprint(file: str) -> tuple[int, str]:
-    """Bytes of the file as it lies there, and their sha256. Raises OSError."""
-    system, path, _ = _place(file)
-    digest, length = hashlib.sha256(), 0
-    with system.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-            length += len(block)
-    return length, digest.hexdigest()
-
-
-# which files
-
-
-def _place(name: str) -> tuple[FileSystem, str, Callable[[str], str]]:
-    """The file system of a path or URI, the path in it, and how a path in it is written in the manner of `name`."""
-    uri = URI.fullmatch(name)
-    if uri is None:
-        return LocalFileSystem(), name, lambda path: path
-    root, path, query = uri[1], uri[2], uri[3] or ""
-    if re.search("://[^@]*:[^@]*@", root):
-        raise DataError(f"{root.partition('//')[0]}//...: expected no password in a URI; the environment gives it")
-    system, base = FileSystem.from_uri(f"{root}/{query}")
-    base = base.rstrip("/")
-
-    def written(path: str) -> str:
-        return root + path.removeprefix(base).replace("%", "%25").replace("?", "%3F") + query
-
-    return system, base + unquote(path), written
-
-
-def _found(pattern: str, key: str) -> list[str]:
-    system, path, written = _place(pattern)
-    path = path.rstrip("/") or "/"
-    kind = system.get_file_info(path).type
-    if kind == FileType.File:
-        return [pattern]
-    if kind == FileType.Directory:
-        paths = _below(system, path)
-        if not paths:
-            known = ", ".join(ENDINGS)
-            raise DataError(f"{key}.path: folder '{pattern}': expected files that end in {known}, found none")
-    else:
-        paths = _globbed(system, path)
-        if not paths:
-            raise DataError(f"{key}.path: no such file: '{pattern}'")
-    return [written(path) for path in sorted(set(paths))]
-
-
-def _below(system: FileSystem, folder: str) -> list[str]:
-    infos = system.get_file_info(FileSelector(folder, recursive=True))
-    paths = [info.path for info in infos if info.type == FileType.File and _endings(info.path)[0] in ENDINGS]
-    return [path for path in paths if not any(map(_hidden, _parts(path, folder)))]
-
-
-def _globbed(system: FileSystem, pattern: str) -> list[str]:
-    parts = pattern.split("/")
-    fixed = next((place for place, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
-    base = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
-    paths: list[str] = []
-    for info in _matched(system, base, parts[fixed:]) if fixed < len(parts) else ():
-        paths += [info.path] if info.type == FileType.File else _below(system, info.path)
-    return [path.removeprefix("./") for path in paths] if base == "." else paths
-
-
-def _matched(system: FileSystem, folder: str, parts: Sequence[str]) -> Iterator[FileInfo]:
-    """The files and folders below a folder that fit the parts of a pattern; what ** may stand for is listed at once."""
-    deep = parts[0] == "**"
-    for info in system.get_file_info(FileSelector(folder, allow_not_found=True, recursive=deep)):
-        if not _fits(_parts(info.path, folder), parts if deep else parts[:1]):
-            continue
-        if deep or len(parts) == 1:
-            yield info
-        elif info.type == FileType.Directory:
-            yield from _matched(system, info.path, parts[1:])
-
-
-def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
-    if not parts or not names:
-        return not names and all(part == "**" for part in parts)
-    if parts[0] == "**":
-        return _fits(names, parts[1:]) or (not _hidden(names[0]) and _fits(names[1:], parts))
-    seen = _hidden(parts[0]) or not _hidden(names[0])
-    return seen and fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
-
-
-def _parts(path: str, folder: str) -> list[str]:
-    return path.removeprefix(folder).strip("/").split("/")
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
-
-
-def _endings(file: str) -> tuple[str, str | None]:
-    """The ending that tells the format, and the codec of a compressed file."""
-    uri = URI.fullmatch(file)
-    endings = ["", *(ending.lower() for ending in PurePosixPath(uri[2] if uri else file).suffixes)]
-    codec = CODECS.get(endings[-1])
-    return endings[-2 if codec else -1], codec
-
-
-def _format(file: str, source: Source) -> tuple[str, str | None]:
-    """The format, and the codec of a compressed file. Raises DataError."""
-    ending, codec = _endings(file)
-    form = source.format or ENDINGS.get(ending)
-    if form is None:
-        raise DataError(f"{file}: its format cannot be told from '{ending}'; set format to csv, tsv, jsonl or parquet")
-    if form == "parquet" and codec:
-        raise DataError(f"{file}: expected Parquet as it is, which compresses its own columns, found it in {codec}")
-    return form, codec
-
-
 # columns and errors
 
 
@@ -287,7 +138,7 @@ def _frame(source: Source, names: Sequence[str], given: Mapping[str, pl.Series],
 
 
 def _fields(file: str, source: Source) -> list[tuple[str, pa.DataType]]:
-    form, _ = _format(file, source)
+    form, _ = form_of(file, source)
     if form == "parquet":
         return [(column.name, column.type) for column in pq.ParquetFile(_seekable(file)).schema_arrow]
     if form == "jsonl":
@@ -303,27 +154,23 @@ def _guarded(file: str, source: Source, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except (UnicodeError, pa.ArrowInvalid) as error:
-            problem = _first_line(error)
+            problem = first_line(error)
             if "straddling" in problem:
                 raise DataError(f"{file}: a row is longer than {BLOCK >> 20} MB; is a quote left open?") from None
             raise DataError(f"{file}: {_misfit(file, source) or f'cannot be read: {problem}'}") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: cannot be read: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+        raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
 def _misfit(file: str, source: Source) -> str | None:
     """Where a text file leaves its encoding, if it does."""
-    form, codec = _format(file, source)
+    form, codec = form_of(file, source)
     if form == "parquet":
         return None
     encoding = _encoding(file, source)
     expected = f"expected {encoding.upper()} (set encoding, e.g. encoding: gb18030)"
     decoder, line = codecs.getincrementaldecoder(encoding)(), 1
-    system, path, _ = _place(file)
+    system, path, _ = place(file)
     with system.open_input_stream(path, compression=codec) as stream:
         while True:
             data = stream.read(BLOCK)
@@ -333,7 +180,7 @@ def _misfit(file: str, source: Source) -> str | None:
                 line += error.object[: error.start].count(b"\n")
                 return f"line {line}: {expected}, found byte 0x{error.object[error.start]:02x}"
             except UnicodeError as error:
-                return f"{expected}: {_first_line(error)}"
+                return f"{expected}: {first_line(error)}"
             if not data:
                 return None
 
@@ -344,8 +191,8 @@ def _misfit(file: str, source: Source) -> str | None:
 def _text(file: str, source: Source) -> pa.NativeFile:
     """A text file's content as UTF-8."""
     encoding = _encoding(file, source)
-    system, path, _ = _place(file)
-    stream = system.open_input_stream(path, compression=_format(file, source)[1])
+    system, path, _ = place(file)
+    stream = system.open_input_stream(path, compression=form_of(file, source)[1])
     return stream if encoding == "utf-8" else pa.transcoding_input_stream(stream, encoding, "utf-8")
 
 
@@ -390,7 +237,7 @@ def _parsing(file: str, source: Source, bad: list[tuple[int, str, str]]) -> csv.
         bad.append((row.number - 1, row.text, reason))  # the header is number 1
         return "skip"
 
-    tabs = _format(file, source)[0] == "tsv"
+    tabs = form_of(file, source)[0] == "tsv"
     return csv.ParseOptions(
         delimiter="\t" if tabs else ",",
         quote_char=False if tabs else '"',
@@ -584,13 +431,13 @@ def _scalar(value: Any) -> str | None:
 
 
 def _seekable(file: str) -> pa.NativeFile:
-    system, path, _ = _place(file)
+    system, path, _ = place(file)
     return system.open_input_file(path)
 
 
 def _shares(file: str, source: Source) -> list[tuple[int, int]] | list[None]:
     """The row groups of each piece of a file; None for a whole file."""
-    if _format(file, source)[0] != "parquet":
+    if form_of(file, source)[0] != "parquet":
         return [None]
     metadata = _guarded(file, source, lambda: pq.ParquetFile(_seekable(file)).metadata)
     runs = _runs(_group_rows(metadata), range(metadata.num_row_groups), PIECE)

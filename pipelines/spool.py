@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from mvrec_core.cleaning import surely_beyond
 from mvrec_core.config import Config, NumberView, Source
 from mvrec_core.schema import Columns, invalid_ids, left_out, read_ids, read_timestamps, read_value, unreadable
-from pipelines import files, raw
+from pipelines import files, locations, raw
 
 SLOTS = 4096  # the most buckets there can be
 ROWS = 500_000  # of a part, and of a bucket where the number of buckets is chosen
@@ -91,7 +91,7 @@ class Filled:
 
 def tasks(pieces: Sequence[raw.Piece], cores: int) -> list[list[raw.Piece]]:
     """Pieces in their order, the small ones together, but so that each core gets a few tasks."""
-    sizes = [raw.size(piece.file) if piece.groups is None else TASK for piece in pieces]
+    sizes = [locations.size(piece.file) if piece.groups is None else TASK for piece in pieces]
     most = min(TASK, sum(sizes) // (4 * cores))
     groups: list[list[raw.Piece]] = []
     held = 0
@@ -123,7 +123,7 @@ def fill(config: Config, pieces: Sequence[raw.Piece], task: int, prefix: str, ou
     for piece in pieces:
         source = config.data.events[piece.source]
         if piece.groups is None or piece.groups[0] == 0:
-            digests[piece.file] = raw.fingerprint(piece.file)
+            digests[piece.file] = locations.fingerprint(piece.file)
         for chunk in raw.chunks(piece.file, source, columns.names, piece.groups):
             frame, gone, why = _checked(config, chunk.frame, source)
             numbers = chunk.rows

@@ -26,7 +26,7 @@ from pyarrow.fs import FileSystem
 
 from mvrec_core.config import Source
 from mvrec_core.errors import ConfigError, DataError
-from pipelines import raw
+from pipelines import locations, raw
 
 NAMES = ("user_id", "item_id", "timestamp")
 ROWS = [("用户1", "a,b", "1"), ("u2", "玩具 总动员", "2"), ("", 'say "喂"', "9223372036854775807")]
@@ -120,21 +120,21 @@ def tree(tmp_path, monkeypatch) -> Path:
     ],
 )
 def test_find(tree, path, found):
-    assert raw.find(Source(path=path), "data.events") == [f"logs/{name}" for name in found]
+    assert locations.find(Source(path=path), "data.events") == [f"logs/{name}" for name in found]
 
 
 def test_find_in_the_working_folder_and_by_absolute_path(tree, monkeypatch):
     monkeypatch.chdir(tree / "logs")
-    assert raw.find(Source(path="*.csv"), "data.events") == ["b.csv", "z[1].csv"]
-    assert raw.find(Source(path=f"{tree}/*/b.csv"), "data.events") == [f"{tree}/logs/b.csv"]
+    assert locations.find(Source(path="*.csv"), "data.events") == ["b.csv", "z[1].csv"]
+    assert locations.find(Source(path=f"{tree}/*/b.csv"), "data.events") == [f"{tree}/logs/b.csv"]
 
 
 def test_find_by_uri_writes_uris(tree):
     (tree / "logs/x/50% off?.csv").touch()
     root = f"file://{tree}/logs"
-    assert raw.find(Source(path=f"{root}/x/*.csv"), "k") == [f"{root}/x/50%25 off%3F.csv"]
-    assert raw.find(Source(path=f"{root}/x/50%25%20off%3F.csv"), "k") == [f"{root}/x/50%25%20off%3F.csv"]
-    assert raw.find(Source(path=f"{root}/x/?.jsonl"), "k") == [f"{root}/x/c.jsonl"]
+    assert locations.find(Source(path=f"{root}/x/*.csv"), "k") == [f"{root}/x/50%25 off%3F.csv"]
+    assert locations.find(Source(path=f"{root}/x/50%25%20off%3F.csv"), "k") == [f"{root}/x/50%25%20off%3F.csv"]
+    assert locations.find(Source(path=f"{root}/x/?.jsonl"), "k") == [f"{root}/x/c.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_nothing_to_find(tree, path, told):
     for file in (*tree.glob("logs/*.*"), *tree.glob("logs/x/**/*.*")):
         if path.endswith("..") and file.is_file():
             file.unlink()
-    message = refusal(raw.find, Source(path=path), "data.items")
+    message = refusal(locations.find, Source(path=path), "data.items")
     assert told in message and "secret" not in message
 
 
@@ -276,7 +276,7 @@ def test_rows_cut_into_files_are_the_same_rows(tmp_path_factory, rows, parts, fo
     size = -(-len(rows) // parts)
     for part in range(parts):
         write(folder / f"part-{part}.{form}", rows[part * size : (part + 1) * size])
-    files = raw.find(Source(path=str(folder)), "data.events")
+    files = locations.find(Source(path=str(folder)), "data.events")
     assert [row[1:] for file in files for row in read(file)] == rows
     assert read(write(folder / f"whole.{form}", rows)) == numbered(rows)
 
@@ -525,8 +525,8 @@ def test_parquet_types(tmp_path):
 def test_size_and_fingerprint_are_those_of_the_stored_file(tmp_path):
     file = write(tmp_path / "log.csv.gz")
     stored = Path(file).read_bytes()
-    assert raw.size(file) == raw.size(f"file://{file}") == len(stored)
-    assert raw.fingerprint(f"file://{file}") == (len(stored), hashlib.sha256(stored).hexdigest())
+    assert locations.size(file) == locations.size(f"file://{file}") == len(stored)
+    assert locations.fingerprint(f"file://{file}") == (len(stored), hashlib.sha256(stored).hexdigest())
 
 
 def test_rows_that_are_gone(tmp_path):
@@ -588,22 +588,25 @@ def bucket(s3_server, tmp_path, monkeypatch) -> str:
 
 def test_s3_named_by_the_uri(bucket):
     text, table = f"s3://logs/2017/日志 1.csv.gz{bucket}", f"s3://logs/2017/01/b.parquet{bucket}"
-    assert raw.find(Source(path=f"s3://logs/2017{bucket}"), "k") == [table, text]
-    assert raw.find(Source(path=f"s3://logs/**/*.parquet{bucket}"), "k") == [table]
-    assert raw.find(Source(path=f"s3://logs/20?7/*.gz{bucket}"), "k") == [text]
-    assert raw.find(Source(path=text), "k") == [text]
+    assert locations.find(Source(path=f"s3://logs/2017{bucket}"), "k") == [table, text]
+    assert locations.find(Source(path=f"s3://logs/**/*.parquet{bucket}"), "k") == [table]
+    assert locations.find(Source(path=f"s3://logs/20?7/*.gz{bucket}"), "k") == [text]
+    assert locations.find(Source(path=text), "k") == [text]
     assert read(text) == numbered(ROWS)
     assert read(table) == [(1, 2**53 + 1, "甲", 1), (2, None, "b", 2)]
     assert raw.take(table, Source(path=table), [2]) == ['{"user_id":null,"item_id":"b","timestamp":2}']
     assert [piece.file for piece in raw.pieces([Source(path="")], [[text, table]])] == [text, table]
-    assert raw.fingerprint(text)[0] == raw.size(text)
+    assert locations.fingerprint(text)[0] == locations.size(text)
     raw.check_columns(text, Source(path=text), NAMES, "k")
-    assert "no such file: 's3://logs/2018" in refusal(raw.find, Source(path=f"s3://logs/2018{bucket}"), "data.events")
+    told = refusal(locations.find, Source(path=f"s3://logs/2018{bucket}"), "data.events")
+    assert "no such file: 's3://logs/2018" in told
+        locations.find, Source(path=f"s3://logs/2018{bucket}"), "data.events"
+    )
     assert "cannot be read" in refusal(read, f"s3://logs/2018.csv{bucket}")
 
 
 def test_s3_named_by_the_environment(bucket, s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_server}")
-    files = raw.find(Source(path="s3://logs/2017/"), "k")
+    files = locations.find(Source(path="s3://logs/2017/"), "k")
     assert files == ["s3://logs/2017/01/b.parquet", "s3://logs/2017/日志 1.csv.gz"]
     assert read(files[1]) == numbered(ROWS)
