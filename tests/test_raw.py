@@ -600,8 +600,6 @@ def test_s3_named_by_the_uri(bucket):
     raw.check_columns(text, Source(path=text), NAMES, "k")
     told = refusal(locations.find, Source(path=f"s3://logs/2018{bucket}"), "data.events")
     assert "no such file: 's3://logs/2018" in told
-        locations.find, Source(path=f"s3://logs/2018{bucket}"), "data.events"
-    )
     assert "cannot be read" in refusal(read, f"s3://logs/2018.csv{bucket}")
 
 
