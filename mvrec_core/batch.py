@@ -22,6 +22,7 @@ class Batch:
     """
     item:   int64 [B, L], PAD behind a shorter history
     time:   int64 [B, L] microseconds, MISSING_TIME where missing
+    now:    int64 [B, T] microseconds, when what follows each step happened or is asked for, MISSING_TIME where unknown
     length: int64 [B], steps of each
     target: int64 [B, T], the item that follows each step, PAD where there is none to predict
     event:  {view: [B, L] or [B, L, M]}
@@ -30,6 +31,7 @@ class Batch:
 
     item: Tensor
     time: Tensor
+    now: Tensor
     length: Tensor
     target: Tensor
     event: dict[str, Tensor]
@@ -57,9 +59,15 @@ def collate(histories: Histories, examples: Examples) -> Batch:
     position = examples.start[:, None] + place
     wanted = (position >= examples.first[:, None]) & (position < examples.limit[:, None])
     following = np.where(wanted, first[:, None] + place, 0)
+    size = histories.offsets[examples.user + 1] - histories.offsets[examples.user]
+    followed = (place <= length[:, None]) & (position < size[:, None])
+    now = _padded(histories.time, np.where(followed, first[:, None] + place, 0), followed, MISSING_TIME)
+    asked = examples.stop == size
+    now[asked, length[asked]] = histories.now[examples.user[asked]]
     return Batch(
         item=torch.from_numpy(_padded(histories.item, row, inside, PAD)),
         time=torch.from_numpy(_padded(histories.time, row, inside, MISSING_TIME)),
+        now=torch.from_numpy(now),
         length=torch.from_numpy(length),
         target=torch.from_numpy(_padded(histories.item, following, wanted, PAD)),
         event={name: torch.from_numpy(_padded(v, row, inside, _missing(v))) for name, v in histories.event.items()},

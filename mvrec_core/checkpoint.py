@@ -31,9 +31,9 @@ from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError
 from mvrec_core.features import Fitted
 from mvrec_core.model import MVRec
-from mvrec_core.sequences import TRAIN, Histories
+from mvrec_core.sequences import VALID, Histories
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Checkpoint:
     model_version: str
 
 
-def new_model(config: Config, data: Data, histories: Histories) -> MVRec:
-    """An untrained model; the same seed gives the same weights."""
+def new_model(config: Config, data: Data, histories: Histories, before: int = VALID) -> MVRec:
+    """An untrained model for the events of the splits below `before`; the same seed gives the same weights."""
     torch.manual_seed(config.seed)
-    seen = histories.item[histories.split == TRAIN]
+    seen = histories.item[histories.split < before]
     counts = np.bincount(seen, minlength=FIRST + len(data.catalog))
     return MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
 

@@ -185,6 +185,7 @@ class ModelConfig(Node):
     max_len: int = Field(100, ge=1)  # events of a history that the encoder reads
     dropout: float = Field(0.2, ge=0, lt=1)
     view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vector of an item's text
+    id_dropout: float = Field(0.0, ge=0, lt=1)  # share of the items whose id is hidden in a step
     temperature: float = Field(0.1, gt=0)  # where tau starts
     text: TextEncoderConfig = TextEncoderConfig()
 
@@ -200,12 +201,14 @@ class TrainConfig(Node):
     batch_size: int = Field(128, ge=1)  # users a step, over all workers
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    averaging: float = Field(0.99, ge=0, lt=1)  # decay of the moving average of the weights, which is what is kept
     loss: Literal["softmax", "sampled_softmax", "bce"] = "softmax"
     negatives: int = Field(512, ge=1)  # of sampled_softmax, shared by the batch; bce draws one a target
     workers: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(None, ge=1)  # of torch a worker; None: the machine's cores shared out
+    refit: bool = False  # then train anew on train and validation events, for as many epochs as validation chose
     patience: int = Field(10, ge=1)  # epochs without a better validation NDCG@10 before training stops
     validate_every: int = Field(1, ge=1)
 

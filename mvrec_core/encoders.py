@@ -9,6 +9,7 @@ from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.features import MISSING_TIME
 
 SECOND = 1_000_000  # in microseconds
+HIDDEN = 0.1  # share of the users whose gaps until the next event are hidden in training
 GAPS = 32  # buckets of a time gap, powers of two of a second; the last is for an unknown gap
 
 
@@ -67,6 +68,23 @@ class TimeEncoder(nn.Module):
         hours = torch.where(present, time, 0).div(3600 * SECOND, rounding_mode="floor")
         weekday = (hours.div(24, rounding_mode="floor") + 3) % 7  # 1970-01-01 was a Thursday
         return self.gap(gap_bucket(before, time)) + self.hour(hours % 24) + self.weekday(weekday), present
+
+
+class GapEncoder(nn.Module):
+    """The time from a step until what follows it, up to now for the last one: time, now int64 [B, T] in microseconds
+    -> [B, T, D]. In training some users' are hidden, so that a request that does not say when it is asked has a vector
+    of its own."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gap = nn.Embedding(GAPS, dim)
+        nn.init.normal_(self.gap.weight, std=dim**-0.5)
+
+    def forward(self, time: Tensor, now: Tensor) -> Tensor:
+        if self.training:
+            hidden = torch.rand(len(now), 1, device=now.device) < HIDDEN
+            now = now.masked_fill(hidden, int(MISSING_TIME))
+        return self.gap(gap_bucket(time, now))
 
 
 def gap_bucket(earlier: Tensor, later: Tensor) -> Tensor:

@@ -6,17 +6,56 @@ makes sigmoid(s_j) close to the softmax probability that j is the next item, whe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOGITS = 1 << 20  # that exist at a time: what a core's cache holds
+
 
 def softmax(users_PD: Tensor, items_CD: Tensor, target_P: Tensor, tau: Tensor, bias: Tensor) -> Tensor:
     """Cross-entropy over the whole catalogue; users and items are unit vectors, target_P are rows of items."""
-    logit_PC = ((users_PD / tau) @ items_CD.T).float()  # tau before the product: it is the smaller of the two
-    loss_P = F.cross_entropy(logit_PC, target_P, reduction="none")
-    positive_P = logit_PC.detach().gather(1, target_P[:, None])[:, 0]
-    return loss_P.mean() + _fit_bias(loss_P + positive_P, bias)
+    # tau before the product: it is the smaller of the two
+    loss, normaliser_P = FullCrossEntropy.apply(users_PD / tau, items_CD, target_P)  # type: ignore[no-untyped-call]
+    return loss + _fit_bias(normaliser_P, bias)
+
+
+class FullCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of u v^T without the [P, C] logits: they and their gradient exist for a few targets at a time, and
+    the gradients of u and v are made in the same pass (as in Wijmans et al., "Cut Your Losses", ICLR 2025)."""
+
+    @staticmethod
+    def forward(ctx: Any, users_PD: Tensor, items_CD: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the mean loss, and the log of the normaliser [P], which has no gradient."""
+        kind = users_PD.device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else users_PD.dtype
+        u_PD, v_CD = users_PD.to(narrow), items_CD.to(narrow)
+        du_PD, dv_CD = torch.empty_like(u_PD), torch.zeros_like(items_CD)
+        loss_P, normaliser_P = torch.empty(2, len(u_PD), device=u_PD.device)
+        rows_at_once = max(1, LOGITS // len(v_CD))
+        for start in range(0, len(u_PD), rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            column_p1 = target_P[rows, None]
+            logit_pC = u_PD[rows] @ v_CD.T
+            slope_pC = logit_pC.softmax(1, dtype=torch.float32)
+            normaliser_p1 = logit_pC.amax(1, keepdim=True).float() - slope_pC.amax(1, keepdim=True).log()
+            normaliser_P[rows] = normaliser_p1[:, 0]
+            loss_P[rows] = (normaliser_p1 - logit_pC.gather(1, column_p1).float())[:, 0]
+            slope_pC.scatter_add_(1, column_p1, slope_pC.new_full((1, 1), -1.0).expand_as(column_p1))
+            slope_pC = slope_pC.to(narrow)
+            du_PD[rows] = slope_pC @ v_CD
+            dv_CD += slope_pC.T @ u_PD[rows]
+        ctx.save_for_backward(du_PD, dv_CD)
+        ctx.mark_non_differentiable(normaliser_P)
+        return loss_P.mean(), normaliser_P
+
+    @staticmethod
+    def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        du_PD, dv_CD = ctx.saved_tensors
+        share = loss / len(du_PD)
+        return du_PD.to(dv_CD.dtype) * share, dv_CD * share, None
 
 
 def sampled_softmax(

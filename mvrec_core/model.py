@@ -19,8 +19,8 @@ from mvrec_core import losses
 from mvrec_core.batch import Batch
 from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.config import Config, ModelConfig
-from mvrec_core.encoders import GAPS, CategoryEncoder, IdEncoder, NumberEncoder, TimeEncoder, gap_bucket
-from mvrec_core.features import Fitted
+from mvrec_core.encoders import CategoryEncoder, GapEncoder, IdEncoder, NumberEncoder, TimeEncoder
+from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.text import TextEncoder
 
@@ -38,6 +38,7 @@ class ItemViews:
 
 class MVRec(nn.Module):
     draw: Tensor  # [N]: what negatives are drawn by
+    known: Tensor  # bool [N]: items of train events, the only ones whose id says something
     fusion: GatedFusion | LinearFusion
     bias: nn.Parameter
 
@@ -67,13 +68,15 @@ class MVRec(nn.Module):
         for name, values in item_features(config, catalog.table, fitted).items():
             self.register_buffer(f"item_{name}", values, persistent=False)
         self.register_buffer("draw", _draw_weights(popularity), persistent=False)
-        self.text_dropout = nn.Dropout(config.model.view_dropout)
+        self.register_buffer("known", popularity > 0)
         if linear:
             self.fusion = LinearFusion(len(self.item_view_names), dim)
         else:
             self.fusion = GatedFusion(len(self.item_view_names) + len(self.event_view_names), dim)
             self.user_fusion = GatedFusion(max(1, len(self.user_view_names)), dim)
-            self.sequence = SequenceEncoder(config.model, timed=any(v.kind == "time" for v in config.views.values()))
+            self.sequence = SequenceEncoder(config.model)
+            timed = any(view.kind == "time" for view in config.views.values())
+            self.until = GapEncoder(dim) if timed else None
             self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.log_tau = nn.Parameter(torch.tensor(config.model.temperature).log())
         self.bias = nn.Parameter(
@@ -96,13 +99,24 @@ class MVRec(nn.Module):
         for name in self.item_view_names:
             view = self.config.views[name]
             if view.kind == "id":
-                encoded.append(self.encoders[name](item))
+                z, present = self.encoders[name](item)
+                present = present & self.known[item]
+                if self.training and self.config.model.id_dropout:
+                    present = present & (torch.rand(len(item), device=item.device) >= self.config.model.id_dropout)
+                encoded.append((z, present))
             elif view.kind == "text":
                 vector, present = self.text(item, live)  # type: ignore[misc]
-                encoded.append((self.encoders[name](self.text_dropout(vector)), present))
+                encoded.append((self._project(name, vector), present))
             else:
                 encoded.append(self.encoders[name](getattr(self, f"item_{name}")[item]))
         return _stack(encoded)
+
+    def _project(self, name: str, vector: Tensor) -> Tensor:
+        """A text's vector [n, H] -> z [n, D]. In training some of the H are left out, the same for all items of a step:
+        as good as a choice for each item, and nearly free."""
+        layer = self.encoders[name]
+        kept = F.dropout(vector.new_ones(vector.shape[1]), self.config.model.view_dropout, self.training)
+        return F.linear(vector, layer.weight * kept, layer.bias)  # type: ignore[operator, arg-type]
 
     def new_item_views(self, features: Mapping[str, Tensor], texts: Sequence[str | None]) -> ItemViews:
         """The views of n items that are not in the catalogue, from item_features and their texts."""
@@ -124,22 +138,29 @@ class MVRec(nn.Module):
         if isinstance(self.fusion, LinearFusion):
             vector, weight = self.fusion(views.z, views.present), views.present.float()
         else:
-            vector, weight = self.fusion(views.z, views.present, slice(len(self.item_view_names)))
+            vector, weight, _ = self._fused_items(views)
         return F.normalize(vector.float(), dim=-1), weight
+
+    def _fused_items(self, views: ItemViews) -> tuple[Tensor, Tensor, Tensor]:
+        return self.fusion(views.z, views.present, slice(len(self.item_view_names)))
 
     # users
 
     def user_vectors(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
         """Unit vectors [B, T, D] after each step. `views` of the batch's items, row [B, L] where each step's is."""
-        item_z, item_present = views.z[row], views.present[row]
         if isinstance(self.fusion, LinearFusion):
-            return self._linear_users(item_z, item_present)
-        encoded = [self._event_view(name, batch) for name in self.event_view_names]
-        events = _stack(encoded) if encoded else ItemViews(item_z[..., :0, :], item_present[..., :0])
-        step_BLD, _ = self.fusion(torch.cat([item_z, events.z], -2), torch.cat([item_present, events.present], -1))
+            return self._linear_users(views.z[row], views.present[row])
+        item_nD, _, mass_n = self._fused_items(views)
+        step_BLD, mass_BL = F.embedding(row, item_nD), F.embedding(row, mass_n[:, None]).squeeze(-1)
+        if self.event_view_names:
+            events = _stack([self._event_view(name, batch) for name in self.event_view_names])
+            kept = slice(len(self.item_view_names), None)
+            step_BLD, _, _ = self.fusion(events.z, events.present, kept, before=(step_BLD, mass_BL))
         first_B1D = self._profile(batch)[:, None].to(step_BLD.dtype)
-        time = F.pad(batch.time, (1, 0), value=torch.iinfo(torch.int64).min)
-        return F.normalize(self.sequence(torch.cat([first_B1D, step_BLD], 1), time).float(), dim=-1)
+        h_BTD = torch.cat([first_B1D, step_BLD], 1)
+        if self.until is not None:
+            h_BTD = h_BTD + self.until(F.pad(batch.time, (1, 0), value=MISSING_TIME), batch.now)
+        return F.normalize(self.sequence(h_BTD).float(), dim=-1)
 
     def _event_view(self, name: str, batch: Batch) -> tuple[Tensor, Tensor]:
         z, present = self.encoders[name](batch.event[name])
@@ -171,9 +192,8 @@ class MVRec(nn.Module):
         sampled = self._negatives(len(target_P), generator)
         everything = settings.loss == "softmax"
         touched = torch.cat([batch.item.flatten(), target_P])
-        needed = (
-            torch.arange(self.n_rows, device=touched.device) if everything else torch.cat([touched, sampled]).unique()
-        )
+        known = self.known.nonzero()[:, 0]
+        needed = torch.cat([known, touched] if everything else [touched, sampled]).unique()
         live = None
         if self.text is not None and self.text.tuned:
             live = self.text.choose_live(touched, generator)
@@ -181,9 +201,12 @@ class MVRec(nn.Module):
         place = torch.zeros(self.n_rows, dtype=torch.int64, device=needed.device)
         place[needed] = torch.arange(len(needed), device=needed.device)
         items_nD, _ = self.item_vectors(views)
-        users_PD = self.user_vectors(batch, views, place[batch.item])[wanted]
+        users_BTD = self.user_vectors(batch, views, place[batch.item])
+        users_PD = users_BTD.flatten(0, 1).index_select(0, wanted.flatten().nonzero()[:, 0])
         if everything:
-            return losses.softmax(users_PD, items_nD[FIRST:], target_P - FIRST, self.tau, self.bias)
+            among = torch.zeros_like(place)
+            among[known] = torch.arange(len(known), device=known.device)
+            return losses.softmax(users_PD, items_nD[place[known]], among[target_P], self.tau, self.bias)
         positive_P = (users_PD * items_nD[place[target_P]]).sum(-1)
         if settings.loss == "bce":
             negative_P = (users_PD * items_nD[place[sampled]]).sum(-1)
@@ -205,39 +228,21 @@ class MVRec(nn.Module):
 
 
 class SequenceEncoder(nn.Module):
-    """A pre-norm causal transformer whose attention knows how many steps and how much time lie between two steps.
+    """A pre-norm causal transformer over h [B, T, D] -> [B, T, D]. Time is in the steps: the time view."""
 
-    h [B, T, D] and time int64 [B, T] in microseconds -> [B, T, D]
-    """
-
-    def __init__(self, config: ModelConfig, timed: bool):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads = config.heads
         self.position = nn.Embedding(config.max_len + 1, config.dim)
         nn.init.normal_(self.position.weight, std=config.dim**-0.5 / 4)
-        self.distance = nn.Embedding(config.max_len + 1, config.heads)
-        self.gap = nn.Embedding(GAPS, config.heads) if timed else None
-        nn.init.zeros_(self.distance.weight)
-        if self.gap is not None:
-            nn.init.zeros_(self.gap.weight)
         self.enter = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.leave = nn.LayerNorm(config.dim)
 
-    def forward(self, h_BTD: Tensor, time_BT: Tensor) -> Tensor:
-        length = h_BTD.shape[1]
-        place = torch.arange(length, device=h_BTD.device)
-        h_BTD = self.dropout(self.enter(h_BTD) + self.position(place))
-        back_TT = place[:, None] - place
-        bias = self.distance(back_TT.clamp(min=0))  # [T, T, heads]
-        if self.gap is not None:
-            bias = bias + self.gap(gap_bucket(time_BT[:, None, :], time_BT[:, :, None]))
-        bias = bias.movedim(-1, -3).masked_fill(back_TT < 0, -torch.inf)
-        if bias.ndim == 3:
-            bias = bias[None]
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        h_BTD = self.dropout(self.enter(h_BTD) + self.position.weight[: h_BTD.shape[1]])
         for block in self.blocks:
-            h_BTD = block(h_BTD, bias)
+            h_BTD = block(h_BTD)
         return self.leave(h_BTD)
 
 
@@ -251,13 +256,20 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, h_BTD: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, h_BTD: Tensor) -> Tensor:
         b, t, d = h_BTD.shape
         qkv = self.qkv(self.norm_1(h_BTD)).view(b, t, 3, self.heads, d // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        seen = _causal_attention(query, key, value)
         h_BTD = h_BTD + self.dropout(self.out(seen.transpose(1, 2).reshape(b, t, d)))
         return h_BTD + self.dropout(self.feed(self.norm_2(h_BTD)))
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if query.device.type == "cpu":  # there the kernel's backward in fp32 takes half to a fifth of the time of bf16
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class Request:
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
     explain: bool = False
+    now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
 
 
 @dataclass(frozen=True)
@@ -337,6 +338,7 @@ class Recommender:
             split=joined(stored.split, fresh.split),
             event={name: joined(values, fresh.event[name]) for name, values in stored.event.items()},
             user={name: self._profiles(values, rows) for name, values in stored.user.items()},
+            now=_microseconds([request.now for request in requests]),
         )
         known = [int((item[histories.events_of(b)] >= FIRST).sum()) for b in range(len(requests))]
         unknown = [int((fresh.item[fresh.events_of(b)] < FIRST).sum()) for b in range(len(requests))]
@@ -350,11 +352,11 @@ class Recommender:
 
     def _encode_events(self, events: Sequence[Sequence[Event]]) -> Histories:
         flat = [event for history in events for event in history]
-        times = [None if e.timestamp is None else round(e.timestamp * MICROSECONDS) for e in flat]
+        time = _microseconds([event.timestamp for event in flat])
         encoded = {}
         for name, view in self.config.views_at("event").items():
             if not isinstance(view, (CategoryView, NumberView)):
-                encoded[name] = np.array([MISSING_TIME if t is None else t for t in times], np.int64)
+                encoded[name] = time
             else:
                 raw = [event.values.get(view.column) for event in flat]
                 encoded[name] = self._data.fitted.encode(name, view, _raw_values(view, raw, "events"))
@@ -362,10 +364,11 @@ class Recommender:
             user_ids=pa.nulls(len(events), pa.string()),
             offsets=np.concatenate([[0], np.cumsum([len(history) for history in events])]).astype(np.int64),
             item=self._data.catalog.ids.index([event.item_id for event in flat]),
-            time=np.array([MISSING_TIME if t is None else t for t in times], np.int64),
+            time=time,
             split=np.zeros(len(flat), np.int8),
             event=encoded,
             user={},
+            now=np.full(len(events), MISSING_TIME),
         )
 
     def _new_vectors(self, features: Sequence[Mapping[str, Any]], places: Sequence[int]) -> torch.Tensor:
@@ -381,6 +384,11 @@ class Recommender:
         with torch.no_grad():
             tensors = item_features(self.config, table, self._data.fitted, rows_before=0)
             return self._model.item_vectors(self._model.new_item_views(tensors, texts))[0]
+
+
+def _microseconds(seconds: Sequence[float | None]) -> np.ndarray:
+    """int64 [n], MISSING_TIME for None."""
+    return np.array([MISSING_TIME if s is None else round(s * MICROSECONDS) for s in seconds], np.int64)
 
 
 def read_texts(rows: Sequence[Mapping[str, Any]], view: TextView) -> list[str | None]:

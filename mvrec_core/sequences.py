@@ -26,6 +26,7 @@ class Histories:
     split:    int8 [E]             TRAIN, VALID or TEST
     event:    {view: [E, ...]}     event-level views as Fitted.encode gives them
     user:     {view: [U, ...]}     user-level views, likewise
+    now:      int64 [U]            microseconds, when what comes after the last event is asked for, or MISSING_TIME
     """
 
     user_ids: pa.Array
@@ -35,6 +36,7 @@ class Histories:
     split: np.ndarray
     event: Mapping[str, np.ndarray]
     user: Mapping[str, np.ndarray]
+    now: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,6 +63,7 @@ class Histories:
             user={
                 name: fitted.encode(name, view, table[f"user.{name}"]) for name, view in config.views_at("user").items()
             },
+            now=np.full(len(table), MISSING_TIME),
         )
 
     def events_of(self, user: int, stop: int | None = None) -> slice:
@@ -90,13 +93,16 @@ class Examples:
         return Examples(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def train_examples(histories: Histories, max_len: int, draw: np.random.Generator | None = None) -> Examples:
-    """Every train event as a target once, in windows of at most max_len targets; the oldest starts from the profile.
+def train_examples(
+    histories: Histories, max_len: int, draw: np.random.Generator | None = None, before: int = VALID
+) -> Examples:
+    """Every event of a split below `before` as a target once, in windows of at most max_len targets; the oldest starts
+    from the profile.
 
     Windows are cut from the newest event back. With `draw`, histories of several windows are cut at random places
     instead, so that windows differ from epoch to epoch.
     """
-    count = _count_before(histories, VALID)
+    count = _count_before(histories, before)
     shift = (
         np.zeros_like(count) if draw is None else np.where(count > max_len, draw.integers(0, max_len, len(count)), 0)
     )

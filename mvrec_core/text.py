@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvrec_core.catalog import FIRST
@@ -21,6 +22,7 @@ from mvrec_core.config import TextEncoderConfig
 from mvrec_core.errors import ConfigError
 
 CHUNK = 128  # texts encoded together
+RIDGE = 0.1  # of the mean variance, added to each direction's before whitening
 
 
 def load_encoder(path: str) -> tuple[Any, Any]:
@@ -49,8 +51,9 @@ def load_encoder(path: str) -> tuple[Any, Any]:
 class TextEncoder(nn.Module):
     """Texts of the catalogue -> vectors, by mean pooling over tokens.
 
-    `cache` [X, H] holds every distinct text's vector as of the last refresh; `centre` and `spread` of it standardise
-    the vectors, since those of one encoder all point much the same way.
+    `cache` [X + 1, H] holds every distinct text's vector as of the last refresh, and a last row of zeros for no text.
+    Vectors are moved by `centre` and turned by `whiten`, both of all texts, since the vectors of one encoder all point
+    much the same way and vary along few directions.
     """
 
     text_of: Tensor
@@ -58,7 +61,7 @@ class TextEncoder(nn.Module):
     size: Tensor
     cache: Tensor
     centre: Tensor
-    spread: Tensor
+    whiten: Tensor
 
     def __init__(self, config: TextEncoderConfig, texts: Sequence[str | None]):
         """texts: one an item in index order, None where there is none."""
@@ -69,14 +72,14 @@ class TextEncoder(nn.Module):
         self.hidden = int(encoder.config.hidden_size)
         distinct = sorted({text for text in texts if text})
         place = {text: row for row, text in enumerate(distinct)}
-        rows = [-1] * FIRST + [place[text] if text else -1 for text in texts]
-        self.register_buffer("text_of", torch.tensor(rows), persistent=False)  # [N]: row of the cache, or -1
+        rows = [len(distinct)] * FIRST + [place[text] if text else len(distinct) for text in texts]
+        self.register_buffer("text_of", torch.tensor(rows), persistent=False)  # [N]: row of the cache
         ids, size = self._tokens(distinct)
         self.register_buffer("ids", ids, persistent=False)  # [X, I]
         self.register_buffer("size", size, persistent=False)  # [X]
-        self.register_buffer("cache", torch.zeros(max(1, len(distinct)), self.hidden))
+        self.register_buffer("cache", torch.zeros(len(distinct) + 1, self.hidden))
         self.register_buffer("centre", torch.zeros(self.hidden))
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("whiten", torch.eye(self.hidden))
 
     @property
     def tuned(self) -> bool:
@@ -88,17 +91,19 @@ class TextEncoder(nn.Module):
         row = self.text_of[item]
         table = self.cache
         if live is not None and len(live):
-            fresh = self.encode(self.ids[live], self.size[live])
-            self.cache[live] = fresh.detach().to(self.cache.dtype)
-            table = self.cache.detach().clone().index_put((live,), fresh.to(self.cache.dtype))
-        vector = (table[row.clamp(min=0)] - self.centre) / self.spread
-        return vector * (row >= 0).unsqueeze(-1), row >= 0
+            fresh = self._standard(self.encode(self.ids[live], self.size[live]))
+            self.cache[live] = fresh.detach()
+            table = self.cache.detach().clone().index_put((live,), fresh)
+        return F.embedding(row, table), row < len(self.cache) - 1
+
+    def _standard(self, vectors: Tensor) -> Tensor:
+        return (vectors.float() - self.centre) @ self.whiten
 
     def choose_live(self, item: Tensor, generator: torch.Generator) -> Tensor:
         """At most config.live distinct texts of these items, drawn without replacement; one even where there is none,
         so that every parameter takes part in every step."""
         rows = self.text_of[item].unique()
-        rows = rows[rows >= 0]
+        rows = rows[rows < len(self.cache) - 1]
         if not len(rows):
             return torch.zeros(1, dtype=torch.int64, device=item.device)
         order = torch.randperm(len(rows), generator=generator)[: self.config.live]
@@ -109,12 +114,15 @@ class TextEncoder(nn.Module):
         """Encodes every distinct text anew, without dropout."""
         training = self.training
         self.eval()
-        order = self.size.argsort()
+        texts = self.cache[:-1]
+        order = self.size[: len(texts)].argsort()
         for start in range(0, len(order), CHUNK):
             rows = order[start : start + CHUNK]
             self.cache[rows] = self.encode(self.ids[rows], self.size[rows]).to(self.cache.dtype)
-        self.centre.copy_(self.cache.mean(0))
-        self.spread.copy_((self.cache - self.centre).pow(2).mean().sqrt().clamp(min=1e-6))
+        if len(texts):
+            self.centre.copy_(texts.mean(0))
+            self.whiten.copy_(_whitening(texts))
+            texts.copy_(self._standard(texts))
         self.train(training)
 
     def encode(self, ids: Tensor, size: Tensor) -> Tensor:
@@ -130,7 +138,7 @@ class TextEncoder(nn.Module):
         """Standardised vectors [n, H] of any texts, in or out of the catalogue."""
         ids, size = self._tokens(texts)
         device = self.cache.device
-        return (self.encode(ids.to(device), size.to(device)) - self.centre) / self.spread
+        return self._standard(self.encode(ids.to(device), size.to(device)))
 
     def save(self, directory: Path) -> None:
         """The encoder and its tokenizer as transformers reads them, a low-rank update merged in."""
@@ -150,6 +158,15 @@ class TextEncoder(nn.Module):
             list(texts), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
         )
         return out["input_ids"].int(), out["attention_mask"].sum(1)
+
+
+def _whitening(vectors: Tensor) -> Tensor:
+    """[H, H]: what makes the directions of vectors [n, H] uncorrelated and of a like size (ZCA; Kessy, Lewin and
+    Strimmer, The American Statistician 2018); those of little variance, which may be noise, are lifted less."""
+    centred = (vectors - vectors.mean(0)).double()
+    value, direction = torch.linalg.eigh(centred.T @ centred / len(centred))
+    lifted = (value + RIDGE * value.mean()).clamp(min=1e-12).rsqrt()
+    return ((direction * lifted) @ direction.T).float()
 
 
 def _tuned(encoder: Any, config: TextEncoderConfig) -> Any:

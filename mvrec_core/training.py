@@ -19,7 +19,7 @@ from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums, Ranks, ranks
 from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.sequences import Examples, Histories, stage_examples, train_examples
+from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
 
 WARMUP = 0.05  # share of the steps over which the learning rate rises
 SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
@@ -45,6 +45,8 @@ class Epoch:
     """What one epoch gave. valid is None where the epoch was not validated; the same on every worker."""
 
     number: int  # from 1
+    of: int  # epochs at most
+    refit: bool
     loss: float
     seconds: float
     targets: int
@@ -53,14 +55,19 @@ class Epoch:
     last: bool
 
 
-def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) -> Iterator[Epoch]:
+def fit(
+    model: MVRec, histories: Histories, config: Config, workers: Workers, refit: int | None = None
+) -> Iterator[Epoch]:
     """Trains in place and yields after each epoch; ends by itself when validation has stopped improving.
+
+    refit: train on validation events too, for so many epochs and without looking at validation
 
     Raises DataError when there are fewer training windows than workers.
     """
     settings = config.train
+    epochs, before = (settings.epochs, VALID) if refit is None else (refit, TEST)
     model.to(workers.device)
-    examples = train_examples(histories, config.model.max_len)
+    examples = train_examples(histories, config.model.max_len, before=before)
     if len(examples) < workers.size or settings.batch_size < workers.size:
         raise DataError(
             f"{workers.size} workers need as many training windows and a batch_size as large, "
@@ -68,7 +75,7 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         )
     valid = stage_examples(histories, "valid", config.model.max_len)
     optimiser = make_optimiser(model, config)
-    steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    steps = epochs * math.ceil(len(examples) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     generator = torch.Generator().manual_seed(config.seed * 1000 + workers.rank)
     torch.manual_seed(config.seed * 1000 + workers.rank)
@@ -76,12 +83,13 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         with autocast(config, workers.device):
             model.text.refresh()
     parallel = workers.wrap(model)
+    average = Average(model, settings.averaging)
     best, stale = -1.0, 0
-    for number in range(1, settings.epochs + 1):
+    for number in range(1, epochs + 1):
         began = time.perf_counter()
         model.train()
         total = torch.zeros(2, dtype=torch.float64)
-        examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]))
+        examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]), before)
         for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
             batch = collate(histories, examples[mine]).to(workers.device)
             with autocast(config, workers.device):
@@ -91,24 +99,51 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
+            average.update()
             count = int((batch.target >= FIRST).sum())
             total += torch.tensor([float(loss.detach()) / share * count, count], dtype=torch.float64)
+        total = workers.add(total)
+        average.swap()
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
                 model.text.refresh()
-        total = workers.add(total)
         sums, is_best = None, False
-        if number % settings.validate_every == 0 or number == settings.epochs:
+        if refit is None and (number % settings.validate_every == 0 or number == epochs):
             ranked = rank_targets(model, histories, valid[workers.rank :: workers.size], config)
             sums = RankingSums.from_vector(workers.add(RankingSums.from_ranks(ranked).as_vector()))
             score = sums.means().get(CHOSEN_BY, 0.0)
             is_best = score > best
             best, stale = (score, 0) if is_best else (best, stale + settings.validate_every)
-        last = number == settings.epochs or stale >= settings.patience
+        last = number == epochs or stale >= settings.patience
         seconds = time.perf_counter() - began
-        yield Epoch(number, float(total[0] / total[1]), seconds, int(total[1]), sums, is_best, last)
+        loss, targets = float(total[0] / total[1]), int(total[1])
+        yield Epoch(number, epochs, refit is not None, loss, seconds, targets, sums, is_best, last)
         if last:
             return
+        average.swap()
+
+
+class Average:
+    """The exponential moving average of a model's trained weights: what is validated and kept."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.steps = decay, 0
+        self.live = [p for p in model.parameters() if p.requires_grad]
+        self.held = [p.detach().clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step; the first steps weigh less, so that the start is soon forgotten."""
+        self.steps += 1
+        torch._foreach_lerp_(self.held, self.live, 1 - min(self.decay, self.steps / (self.steps + 10)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Puts the average into the model, or the trained weights back."""
+        for live, held in zip(self.live, self.held, strict=True):
+            kept = live.clone()
+            live.copy_(held)
+            held.copy_(kept)
 
 
 def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:

@@ -18,6 +18,8 @@ import torch
 from mvrec_core import checkpoint, training
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
+from mvrec_core.model import MVRec
+from mvrec_core.sequences import TEST, Histories
 from pipelines import datasets
 from pipelines.cluster import connect
 from pipelines.files import publish
@@ -136,40 +138,55 @@ def _worker(settings: dict[str, Any]) -> None:
     workers = training.Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
     data = datasets.load(config)
     histories = data.histories(config)
-    model = checkpoint.new_model(config, data, histories)
     leads = workers.rank == 0
-    best: dict[str, torch.Tensor] = {}
     metrics: dict[str, Any] = {}
-    for epoch in training.fit(model, histories, config, workers):
+    for model, epoch, done in _epochs(config, data, histories, workers):
         valid = epoch.valid.means() if epoch.valid else {}
         if epoch.best:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
-            best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if leads:
-            _say(config.run_dir / PROGRESS, epoch, valid, config.train.epochs)
+            _say(config.run_dir / PROGRESS, epoch, valid)
         report = {
             "epoch": epoch.number,
             "loss": epoch.loss,
             **{f"valid/{name}": value for name, value in valid.items()},
         }
-        if not (epoch.last and leads):  # every rank reports equally often: report is a barrier
+        if not (done and leads):  # every rank reports equally often: report is a barrier
             ray.train.report(report)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            model.load_state_dict(best)
             vectors = training.catalogue(model)[1]
             whole = datasets.load(config, test=True)  # test events are for serving; training never saw them
             checkpoint.save(Path(folder) / "checkpoint", model, whole, vectors, {**metrics, "seed": config.seed})
             ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
-def _say(path: Path, epoch: training.Epoch, valid: dict[str, float], epochs: int) -> None:
+def _epochs(
+    config: Config, data: checkpoint.Data, histories: Histories, workers: training.Workers
+) -> Iterator[tuple[MVRec, training.Epoch, bool]]:
+    """Each epoch, and whether training is done; then the model is the one to keep: the best of validation, or the one
+    that was trained anew with the validation events for as many epochs."""
+    model = checkpoint.new_model(config, data, histories)
+    best: dict[str, torch.Tensor] = {}
+    chosen = 0
+    for epoch in training.fit(model, histories, config, workers):
+        if epoch.best:
+            chosen, best = epoch.number, {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if epoch.last:
+            model.load_state_dict(best)
+        yield model, epoch, epoch.last and not config.train.refit
+    if config.train.refit:
+        model = checkpoint.new_model(config, data, histories, before=TEST)
+        for epoch in training.fit(model, histories, config, workers, refit=chosen):
+            yield model, epoch, epoch.last
+
+
+def _say(path: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
+    told = f"valid {shown}" if shown else "with validation events" if epoch.refit else ""
     mark = "  best so far" if epoch.best else ""
     with path.open("a", encoding="utf-8") as file:
-        file.write(
-            f"epoch {epoch.number:3d}/{epochs}  loss {epoch.loss:.4f}  valid {shown}  {epoch.seconds:.1f} s{mark}\n"
-        )
+        file.write(f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}\n")
 
 
 @contextlib.contextmanager

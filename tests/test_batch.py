@@ -22,6 +22,7 @@ HISTORIES = Histories(
         "time": np.array([10, 20, 30, 40]),
     },
     user={"gender": np.array([[2], [0]]), "age": np.array([0.25, NAN], np.float32)},
+    now=np.array([35, MISSING_TIME]),
 )
 
 

@@ -60,7 +60,7 @@ def test_no_manifest(copy):
     assert "manifest.json: missing" in refused(copy)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}'])
 def test_a_damaged_manifest(copy, text):
     (copy / "manifest.json").write_text(text)
     assert "manifest.json: damaged" in refused(copy)
@@ -69,7 +69,7 @@ def test_a_damaged_manifest(copy, text):
 def test_another_format(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    assert refused(copy).endswith("manifest.json: expected checkpoint format 1, found 99")
+    assert refused(copy).endswith("manifest.json: expected checkpoint format 2, found 99")
 
 
 def test_no_directory(tmp_path):

@@ -52,7 +52,7 @@ def gated(views=3, dim=4):
 
 def test_gated_weights_sum_to_one_over_the_present_views():
     present = torch.rand(50, 3, generator=torch.Generator().manual_seed(1)) < 0.6
-    h, weight = gated()(torch.randn(50, 3, 4), present)
+    h, weight, _ = gated()(torch.randn(50, 3, 4), present)
     torch.testing.assert_close(weight.sum(-1), present.any(-1).float())
     assert (weight[~present] == 0).all() and (weight[present] > 0).all()
     assert (~present.any(-1)).sum() > 0 and (h[~present.any(-1)] == 0).all()
@@ -60,7 +60,7 @@ def test_gated_weights_sum_to_one_over_the_present_views():
 
 def test_gated_weights_are_the_softmax_of_A_z():
     fusion, z = gated(), torch.randn(3, 4)
-    h, weight = fusion(z, torch.tensor([True, False, True]))
+    h, weight, _ = fusion(z, torch.tensor([True, False, True]))
     first, third = (math.exp((fusion.A[i] @ z[i]).item()) for i in (0, 2))
     torch.testing.assert_close(weight, torch.tensor([first, 0, third]) / (first + third))
     torch.testing.assert_close(h, weight[0] * z[0] + weight[2] * z[2])
@@ -78,3 +78,14 @@ def test_views_picks_its_own_A():
     small = GatedFusion(2, 4)
     small.A.data = fusion.A.data[1:].clone()
     torch.testing.assert_close(fusion(z, ALL[:2], slice(1, 3))[1], small(z, ALL[:2])[1])
+
+
+def test_views_fused_in_two_goes_are_as_fused_in_one():
+    fusion, z = gated(views=5), torch.randn(20, 5, 4)
+    present = torch.rand(20, 5, generator=torch.Generator().manual_seed(2)) < 0.5
+    assert (~present[:, :3].any(-1)).any() and (~present[:, 3:].any(-1)).any()
+    whole, weight, _ = fusion(z, present)
+    first, among, mass = fusion(z[:, :3], present[:, :3], slice(3))
+    both, shares, _ = fusion(z[:, 3:], present[:, 3:], slice(3, None), before=(first, mass))
+    torch.testing.assert_close(both, whole)
+    torch.testing.assert_close(torch.cat([shares[:, :1] * among, shares[:, 1:]], -1), weight)

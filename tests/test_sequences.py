@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST
+from mvrec_core.features import MISSING_TIME
 from mvrec_core.sequences import TEST, TRAIN, VALID, Histories, live_examples, stage_examples, train_examples
 
 
@@ -17,7 +18,8 @@ def make(splits):
     rows = int(offsets[-1])
     split = np.array([x for s in splits for x in s], np.int8)
     ids = pa.array([f"u{n}" for n in range(len(splits))], pa.string())
-    return Histories(ids, offsets, np.arange(rows) + FIRST, np.arange(rows), split, {}, {})
+    now = np.full(len(splits), MISSING_TIME)
+    return Histories(ids, offsets, np.arange(rows) + FIRST, np.arange(rows), split, {}, {}, now)
 
 
 def columns(examples):
