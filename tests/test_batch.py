@@ -63,3 +63,9 @@ def test_to_moves_every_tensor():
     batch = collate(HISTORIES, examples((0, 0, 2, 0, 3))).to("meta")
     devices = {t.device.type for t in (batch.item, batch.target, batch.event["tag"], batch.user["age"])}
     assert devices == {"meta"}
+
+
+def test_now_is_when_the_next_event_happened_or_the_request_is_made():
+    batch = collate(HISTORIES, examples((0, 0, 2, 0, 3), (0, 1, 3, 1, 3), (1, 0, 1, 0, 1)))
+    gone = int(MISSING_TIME)
+    assert batch.now.tolist() == [[10, 20, 30], [20, 30, 35], [40, gone, gone]]

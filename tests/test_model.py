@@ -10,6 +10,7 @@ import torch
 from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST
 from mvrec_core.checkpoint import new_model
+from mvrec_core.features import MISSING_TIME
 from mvrec_core.sequences import Examples, train_examples
 from mvrec_core.training import catalogue
 
@@ -51,6 +52,49 @@ def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data,
     before, after = vectors(model, histories, whole)[0], vectors(model, changed, whole)[0]
     torch.testing.assert_close(after[: at + 1], before[: at + 1], atol=1e-6, rtol=0)
     assert (after[at + 1 :] - before[at + 1 :]).abs().amax(-1).min() > 1e-4
+
+
+def test_when_the_next_event_is_asked_for_counts_once_known(tiny_encoder, plain_data):
+    model = build(tiny_encoder, plain_data)
+    histories = plain_data.histories(model.config)
+    user, at = 7, 4
+    time = histories.time.copy()
+    time[int(histories.offsets[user]) + at :] += 30 * 86_400_000_000  # the user is away for a month
+    away = dataclasses.replace(histories, time=time)
+    before, after = (vectors(model, h, read((user, 8)))[0] for h in (histories, away))
+    torch.testing.assert_close(after[:at], before[:at], atol=1e-6, rtol=0)
+    assert (after[at] - before[at]).abs().max() > 1e-4
+
+
+def test_a_request_that_does_not_say_when_is_as_a_missing_time(tiny_encoder, plain_data):
+    model = build(tiny_encoder, plain_data)
+    histories = plain_data.histories(model.config)
+    user = 4
+    whole = read((user, 7))  # all its events: what follows is not in the log
+    unknown = vectors(model, histories, whole)[0, -1]
+    asked = dataclasses.replace(histories, now=histories.time[histories.offsets[1:] - 1] + 3600_000_000)
+    known = vectors(model, asked, whole)[0, -1]
+    assert (known - unknown).abs().max() > 1e-4
+    batch = collate(asked, whole)
+    hidden = dataclasses.replace(batch, now=batch.now.clone())
+    hidden.now[0, -1] = MISSING_TIME
+    with torch.no_grad():
+        assert torch.equal(model.user_vectors(hidden, catalogue(model)[0], batch.item)[0, -1], unknown)
+
+
+def test_the_id_of_an_item_without_train_events_says_nothing(tiny_encoder, plain_data):
+    config = tiny.config(tiny_encoder)
+    histories = plain_data.histories(config)
+    new = FIRST + 20
+    item = np.where(histories.item == new, FIRST + 21, histories.item)
+    model = new_model(config, plain_data, dataclasses.replace(histories, item=item))
+    model.text.refresh()
+    before = catalogue(model)[1].clone()
+    with torch.no_grad():
+        model.encoders["id"].embedding.weight += 1.0
+    after = catalogue(model)[1]
+    assert torch.equal(after[new], before[new]) and float(before[new].norm()) > 0.99
+    assert (after[new + 1 :] - before[new + 1 :]).abs().amax(-1).min() > 1e-3
 
 
 @pytest.mark.parametrize("fusion", ["gated", "linear"])

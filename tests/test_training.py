@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums
-from mvrec_core.sequences import Examples, stage_examples, train_examples
-from mvrec_core.training import Workers, encode, epoch_batches, fit, make_optimiser, rank_targets
+from mvrec_core.sequences import TEST, TRAIN, VALID, Examples, stage_examples, train_examples
+from mvrec_core.training import Average, Workers, encode, epoch_batches, fit, make_optimiser, rank_targets
 
 
 def windows(lengths):
@@ -105,6 +105,53 @@ def test_an_epoch_says_what_it_did(tiny_encoder, plain_data):
     histories = plain_data.histories(model.config)
     assert {e.targets for e in epochs} == {int(((histories.split == 0) & (histories.item > 1)).sum())}
     assert epochs[1].best and epochs[1].valid.users == tiny.USERS
+
+
+def test_a_refit_learns_the_validation_events_too_and_looks_at_none(tiny_encoder, plain_data):
+    config = tiny.config(tiny_encoder, "train.epochs=9")
+    histories = plain_data.histories(config)
+    model = new_model(config, plain_data, histories, before=TEST)
+    epochs = list(fit(model, histories, config, Workers(), refit=2))
+    assert [(e.number, e.of, e.refit, e.valid, e.best, e.last) for e in epochs] == [
+        (1, 2, True, None, False, False),
+        (2, 2, True, None, False, True),
+    ]
+    known = histories.item > 1
+    assert epochs[0].targets == int(((histories.split < TEST) & known).sum())
+    assert epochs[0].targets == int(((histories.split == TRAIN) & known).sum()) + tiny.USERS
+    assert int((histories.split == VALID).sum()) == tiny.USERS
+
+
+def test_a_change_of_test_events_changes_nothing_of_a_refit(tiny_encoder, plain_data):
+    config = tiny.config(tiny_encoder)
+    weights = []
+    for shift in (0, 1):
+        histories = plain_data.histories(config)
+        item = np.where(histories.split == TEST, (histories.item + shift) % 40 + 2, histories.item)
+        changed = dataclasses.replace(histories, item=item)
+        model = new_model(config, plain_data, changed, before=TEST)
+        list(fit(model, changed, config, Workers(), refit=1))
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_the_average_of_the_weights_is_that_of_its_definition():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    average = Average(layer, decay=0.5)
+    expected, trail = layer.weight.detach().clone(), []
+    for step in range(1, 30):
+        with torch.no_grad():
+            layer.weight += step
+        keep = min(0.5, step / (step + 10))
+        expected = keep * expected + (1 - keep) * layer.weight.detach()
+        average.update()
+        trail.append(keep)
+    assert trail[0] < 0.1 and trail[-1] == 0.5
+    now = layer.weight.detach().clone()
+    average.swap()
+    torch.testing.assert_close(layer.weight.detach(), expected)
+    average.swap()
+    assert torch.equal(layer.weight.detach(), now)
 
 
 def test_training_stops_when_validation_does_not_improve(tiny_encoder, plain_data):
