@@ -114,6 +114,7 @@ class UserBody(Strict):
 
     user_id: Id | None = None
     events: tuple[EventBody, ...] = Field((), description="in the order in which they happened")
+    now: Seconds | None = Field(None, description="when it is asked, for a model with a time view; unknown if left out")
 
     def _events(self) -> tuple[Event, ...]:
         return tuple(event.event() for event in self.events)
@@ -137,6 +138,7 @@ class RecommendBody(UserBody):
             allow=None if limits.allow is None else frozenset(limits.allow),
             deny=frozenset(limits.deny),
             explain=self.explain,
+            now=self.now,
         )
 
 
@@ -166,7 +168,7 @@ class ScoreBody(UserBody):
 
     def request(self) -> tuple[Request, tuple[Candidate, ...]]:
         candidates = tuple(Candidate(one.item_id, one.features) for one in self.candidates)
-        return Request(user_id=self.user_id, events=self._events()), candidates
+        return Request(user_id=self.user_id, events=self._events(), now=self.now), candidates
 
 
 class ItemAnswer(BaseModel):

@@ -44,6 +44,7 @@ def test_a_body_becomes_a_request():
         "exclude_seen": False,
         "filter": {"allow": [1, "b"], "deny": ["c"]},
         "explain": True,
+        "now": "1997-12-05T00:00:00Z",
     }
     assert RecommendBody.model_validate(body).request() == Request(
         user_id="196",
@@ -53,6 +54,7 @@ def test_a_body_becomes_a_request():
         allow=frozenset({"1", "b"}),
         deny=frozenset({"c"}),
         explain=True,
+        now=881280000.0,
     )
 
 
@@ -253,7 +255,7 @@ def test_openapi_describes_the_bodies(client):
     assert post["requestBody"] == {"content": {"application/json": {"schema": schema}}, "required": True}
     assert set(post["responses"]) == {"200", "400", "413", "422", "503"}
     body = api["components"]["schemas"]["RecommendBody"]
-    assert set(body["properties"]) == {"user_id", "events", "k", "exclude_seen", "filter", "explain"}
+    assert set(body["properties"]) == {"user_id", "events", "now", "k", "exclude_seen", "filter", "explain"}
     assert body["additionalProperties"] is False
     ids = {"type": "string"}, {"type": "integer"}
     assert api["components"]["schemas"]["EventBody"]["properties"]["item_id"]["anyOf"] == list(ids)
