@@ -161,7 +161,8 @@ def notes(bucket: int) -> tuple[str, str]:
 
 
 def _write_notes(out: Path, bucket: int, kept: pl.DataFrame, gone: pl.DataFrame) -> None:
-    ids, codes = kept["item_id"].dtype.categories, kept["item_id"].to_physical().to_numpy()
+    ids = kept["item_id"].dtype.categories  # type: ignore[attr-defined]
+    codes = kept["item_id"].to_physical().to_numpy()
     train = codes[(kept["split"] == TRAIN).to_numpy()]
     counts = {"train": np.bincount(train, minlength=len(ids)), "events": np.bincount(codes, minlength=len(ids))}
     items = pl.DataFrame({"item_id": ids} | counts).filter(pl.col("events") > 0)
@@ -207,7 +208,9 @@ def _made(
         lengths=dict(lengths),
         span=[kept["timestamp"].min(), kept["timestamp"].max()] if len(kept) else None,  # type: ignore[list-item]
         missing={name: 0 if view.kind == "time" else kept[f"view.{name}"].null_count() for name, view in views.items()},
-        fits={name: sums(kept[f"view.{name}"].filter(train), view) for name, view in views.items() if view.kind != "time"},
+        fits={
+            name: sums(kept[f"view.{name}"].filter(train), view) for name, view in views.items() if view.kind != "time"
+        },
         files=written,
     )
 

@@ -244,7 +244,7 @@ def rows_in(part: Path, buckets: int) -> np.ndarray:
 
 
 def read(config: Config, found: Sequence[Path], bucket: int, buckets: int) -> pl.DataFrame:
-    """The rows of a bucket in the order of the log, its ids an Enum each: from here on integers, in the order of the ids."""
+    """The rows of a bucket in the order of the log; its ids are Enums, integers that sort as the ids do."""
     schema = schema_of(config)
     slices = []
     for path in found:
@@ -257,7 +257,8 @@ def read(config: Config, found: Sequence[Path], bucket: int, buckets: int) -> pl
     # Arrow copies the slices; Polars would take the values of a list column from the whole of each part
     table = pa.Table.from_batches(slices, schema=schema).combine_chunks()
     ids = ["user_id", "item_id"]
-    return pl.DataFrame(table.drop_columns(ids)).with_columns(_coded(table[name]).alias(name) for name in ids)
+    rest = pl.DataFrame(table.drop_columns(ids))
+    return rest.with_columns(_coded(table[name]).alias(name) for name in ids).select(schema.names)
 
 
 def _coded(ids: pa.ChunkedArray) -> pl.Series:
