@@ -89,6 +89,12 @@ def outside_core(core: Core, users: pl.Series, items: pl.Series) -> pl.Expr:
     return reason
 
 
+def starts(users: pl.Series) -> np.ndarray:
+    """int64 [users]: the place of each user's first row, of rows sorted by user_id."""
+    codes = users.to_physical()
+    return (codes != codes.shift()).fill_null(True).arg_true().to_numpy().astype(np.int64)
+
+
 def _duplicates(frame: pl.DataFrame, read: Sequence[str]) -> pl.Expr:
     keys = ["user_id", "item_id", "timestamp", *read]
     flat = [pl.col(k).list.join("\x1f") if isinstance(frame.schema[k], pl.List) else pl.col(k) for k in keys]
@@ -110,8 +116,6 @@ def _too_fast(rate: Rate) -> pl.Expr:
 
 def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """int64 [rows] each: how many rows the row's user has, and the row's place from their end, 0 for the last."""
-    user = frame["user_id"]
-    starts = (user != user.shift()).fill_null(True).arg_true().to_numpy()
-    ends = np.append(starts[1:], len(frame)) if len(starts) else starts
-    sizes = ends - starts
-    return np.repeat(sizes, sizes), np.repeat(ends, sizes) - 1 - np.arange(len(frame))
+    first = starts(frame["user_id"])
+    sizes = np.diff(first, append=len(frame))
+    return np.repeat(sizes, sizes), np.repeat(first + sizes, sizes) - 1 - np.arange(len(frame))

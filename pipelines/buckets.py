@@ -70,21 +70,21 @@ def make(
             kept = kept.with_columns(cleaning.split(kept, config.data.split))
     written: dict[str, str] = {}
 
-    def write(name: str, frame: pl.DataFrame, schema: pa.Schema) -> None:
-        table = frame.select(schema.names).to_arrow().cast(schema).combine_chunks()
+    def write(name: str, table: pa.Table) -> None:
         files.write_parquet(out / name, table)
         written[name] = files.sha256(out / name)
 
     views = config.views_at("event")
     for top, rows in (("", kept.filter(pl.col("split") != TEST)), ("test/", kept.filter(pl.col("split") == TEST))):
-        users = _lists(rows, views)
         if only is None:
-            write(f"{top}events/{PART.format(bucket)}", users, SPINE)
+            lists = {"item": rows["item_id"], "timestamp": rows["timestamp"], "split": rows["split"]}
+            write(f"{top}events/{PART.format(bucket)}", _lists(rows["user_id"], lists).cast(SPINE))
         for name, view in views.items():
             if only in (None, name):
                 schema = pa.schema([("user_id", pa.string()), ("value", pa.list_(spool.VALUES[view.kind]))])
-                value = users.select("user_id", value=pl.col(f"view.{name}"))
-                write(f"{top}views/{name}/{PART.format(bucket)}", value, schema)
+                values = rows["timestamp" if view.kind == "time" else f"view.{name}"]
+                table = _lists(rows["user_id"], {"value": values}).cast(schema)
+                write(f"{top}views/{name}/{PART.format(bucket)}", table)
     if only is None:
         _write_notes(out, bucket, kept, gone)
     return _made(config, bucket, kept, gone, views, written)
@@ -97,10 +97,9 @@ def cleaned(config: Config, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataF
     """
     clean = config.data.clean
     read = [name for name in frame.columns if name.startswith("view.")]
-    users = pl.Enum(frame["user_id"].unique().sort())  # an integer each from here on, in the order of the ids
-    frame = frame.with_columns(pl.col("user_id").cast(users))
     order = np.argsort(frame["timestamp"].to_numpy(), kind="stable")
-    order = order[np.argsort(frame["user_id"].to_physical().to_numpy()[order], kind="stable")]
+    users = frame["user_id"].to_physical().to_numpy()[order]  # 16 bits where they suffice, which numpy sorts by radix
+    order = order[np.argsort(users, kind="stable")]
     frame = frame[order]
     frame, gone = cleaning.clean(frame, clean, read)
     frame = frame.with_columns(cleaning.split(frame, config.data.split))
@@ -123,7 +122,7 @@ def counted(config: Config, parts: Sequence[Path], bucket: int, buckets: int, ou
     if config.data.clean.core is None or config.data.clean.core.over == "train":
         frame = frame.filter(pl.col("split") == TRAIN)
     files.write_parquet(
-        out / CORE / f"pairs-{bucket:04d}.parquet", _plain(frame.select(pl.col("user_id").cast(pl.String), "item_id"))
+        out / CORE / f"pairs-{bucket:04d}.parquet", _plain(frame.select(pl.col("user_id", "item_id").cast(pl.String)))
     )
 
 
@@ -148,15 +147,12 @@ def _frequent(rows: pl.LazyFrame, column: str, least: int) -> pl.DataFrame:
     return counts.select(column).collect(engine="streaming")
 
 
-def _lists(rows: pl.DataFrame, views: Mapping[str, View]) -> pl.DataFrame:
-    """A row a user: user_id, lists item, timestamp, split and "view.<name>"."""
-    values = [
-        (pl.col("timestamp") if view.kind == "time" else pl.col(f"view.{name}")).alias(f"view.{name}")
-        for name, view in views.items()
-    ]
-    rows = rows.select("user_id", "timestamp", "split", *values, item="item_id")
-    lists = rows.group_by("user_id", maintain_order=True).agg(pl.all())
-    return lists.with_columns(pl.col("user_id").cast(pl.String))
+def _lists(users: pl.Series, columns: Mapping[str, pl.Series]) -> pa.Table:
+    """A row a user of rows that are sorted by user: user_id, and the user's values of each column as a list."""
+    starts = cleaning.starts(users)
+    offsets = pa.array(np.append(starts, len(users)), pa.int32())
+    lists = {name: pa.ListArray.from_arrays(offsets, values.to_arrow()) for name, values in columns.items()}
+    return pa.table({"user_id": users[starts].to_arrow()} | lists)
 
 
 def notes(bucket: int) -> tuple[str, str]:
@@ -165,7 +161,11 @@ def notes(bucket: int) -> tuple[str, str]:
 
 
 def _write_notes(out: Path, bucket: int, kept: pl.DataFrame, gone: pl.DataFrame) -> None:
-    items = kept.group_by("item_id").agg(train=(pl.col("split") == TRAIN).sum(), events=pl.len()).sort("item_id")
+    ids = kept["item_id"].dtype.categories  # type: ignore[attr-defined]
+    codes = kept["item_id"].to_physical().to_numpy()
+    train = codes[(kept["split"] == TRAIN).to_numpy()]
+    counts = {"train": np.bincount(train, minlength=len(ids)), "events": np.bincount(codes, minlength=len(ids))}
+    items = pl.DataFrame({"item_id": ids} | counts).filter(pl.col("events") > 0)
     for name, frame in zip(notes(bucket), (items, gone.sort("number", "row")), strict=True):
         files.write_parquet(out / name, _plain(frame))
 
@@ -185,29 +185,32 @@ def _made(
     views: Mapping[str, View],
     written: dict[str, str],
 ) -> Made:
-    per_user = kept.group_by("user_id").agg(events=pl.len(), held=(pl.col("split") != TRAIN).any())
-    train = kept.filter(pl.col("split") == TRAIN)
+    starts = cleaning.starts(kept["user_id"])
+    sizes = np.diff(starts, append=len(kept))
+    held = np.add.reduceat((kept["split"] != TRAIN).to_numpy(), starts) if len(kept) else np.zeros(0)
+    train = kept["split"] == TRAIN
     splits = [TRAIN, VALID, TEST]
-    days = (
-        kept.group_by(day=pl.col("timestamp") // DAY)
-        .agg(*((pl.col("split") == split).sum().alias(str(split)) for split in splits))
-        .sort("day")
-    )
+    cells, counts = np.unique((kept["timestamp"] // DAY * len(splits) + kept["split"]).to_numpy(), return_counts=True)
+    days: dict[str, list[int]] = {}
+    for cell, events in zip(cells.tolist(), counts.tolist(), strict=True):
+        days.setdefault(str(cell // len(splits)), [0] * len(splits))[cell % len(splits)] = events
     lengths = Counter[str]()
-    for events, users in per_user["events"].value_counts(sort=True).iter_rows():
-        lengths[str(1 << (events - 1).bit_length())] += users
+    for events, users in zip(*np.unique(sizes, return_counts=True), strict=True):
+        lengths[str(1 << (int(events) - 1).bit_length())] += int(users)
     return Made(
         bucket=bucket,
         kept=len(kept),
-        users=len(per_user),
-        short_users=int((~per_user["held"]).sum()) if config.data.split.kind != "temporal" else 0,
+        users=len(starts),
+        short_users=int((held == 0).sum()) if config.data.split.kind != "temporal" else 0,
         reasons=dict(Counter(gone["reason"].to_list())),
         splits=[int((kept["split"] == split).sum()) for split in splits],
-        days={str(day): counts for day, *counts in days.iter_rows()},
+        days=days,
         lengths=dict(lengths),
         span=[kept["timestamp"].min(), kept["timestamp"].max()] if len(kept) else None,  # type: ignore[list-item]
         missing={name: 0 if view.kind == "time" else kept[f"view.{name}"].null_count() for name, view in views.items()},
-        fits={name: sums(train[f"view.{name}"], view) for name, view in views.items() if view.kind != "time"},
+        fits={
+            name: sums(kept[f"view.{name}"].filter(train), view) for name, view in views.items() if view.kind != "time"
+        },
         files=written,
     )
 

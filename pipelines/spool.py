@@ -244,7 +244,7 @@ def rows_in(part: Path, buckets: int) -> np.ndarray:
 
 
 def read(config: Config, found: Sequence[Path], bucket: int, buckets: int) -> pl.DataFrame:
-    """The rows of a bucket in the order of the log."""
+    """The rows of a bucket in the order of the log; its ids are Enums, integers that sort as the ids do."""
     schema = schema_of(config)
     slices = []
     for path in found:
@@ -255,7 +255,16 @@ def read(config: Config, found: Sequence[Path], bucket: int, buckets: int) -> pl
         if stop > start:
             slices.append(batch.slice(start, stop - start).replace_schema_metadata(None))
     # Arrow copies the slices; Polars would take the values of a list column from the whole of each part
-    return pl.DataFrame(pa.Table.from_batches(slices, schema=schema).combine_chunks())
+    table = pa.Table.from_batches(slices, schema=schema).combine_chunks()
+    ids = ["user_id", "item_id"]
+    rest = pl.DataFrame(table.drop_columns(ids))
+    return rest.with_columns(_coded(table[name]).alias(name) for name in ids).select(schema.names)
+
+
+def _coded(ids: pa.ChunkedArray) -> pl.Series:
+    coded = ids.combine_chunks().dictionary_encode()  # hashes each row once; what follows is for the distinct ids
+    names = pl.Series(coded.dictionary, dtype=pl.String)
+    return names.cast(pl.Enum(names.sort())).gather(pl.Series(coded.indices))
 
 
 def _map(path: Path) -> pa.ipc.RecordBatchFileReader:
