@@ -168,13 +168,20 @@ View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView, Field
 
 class TextEncoderConfig(Node):
     path: str | None = None  # a local directory that transformers can load; needed where there is a text view
-    tune: Literal["frozen", "last_n", "lora", "full"] = "frozen"
+    tune: Literal["frozen", "last_n", "lora", "adalora", "adapter", "full"] = "frozen"
     last_n: int = Field(1, ge=1)  # layers trained with tune=last_n
-    rank: int = Field(8, ge=1)  # of the low-rank update with tune=lora
+    rank: int = Field(8, ge=1)  # of the updates with tune=lora, adalora (at the end, on average); an adapter's width
+    save: Literal["whole", "adapter"] = "whole"  # adapter: what was learnt alone; to load it takes what is at `path`
     lr: float = Field(2e-5, gt=0)  # the encoder's own learning rate
     max_tokens: int = Field(64, ge=4)
     live: int = Field(128, ge=1)  # distinct texts of a step read with gradient; the others come from the cache
     refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
+
+    @model_validator(mode="after")
+    def _an_adapter_is_less_than_all(self) -> TextEncoderConfig:
+        if self.save == "adapter" and self.tune == "full":
+            raise ValueError("save: adapter leaves out what was not learnt, and with tune: full that is nothing")
+        return self
 
 
 class ModelConfig(Node):
