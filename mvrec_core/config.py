@@ -163,7 +163,22 @@ class TimeView(Node):
     level: Literal["event"] = "event"
 
 
-View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView, Field(discriminator="kind")]
+class VectorView(Node):
+    """What another model made of the item's image, sound or place in a graph: numbers, as many for each item."""
+
+    kind: Literal["vector"]
+    level: Literal["item"] = "item"
+    column: str
+    separator: str | None = None  # between the numbers of a text cell; None: blanks; lists need none
+    path: str | tuple[str, ...] | None = None  # files of its own, with the columns `key` and `column`; None: the items
+    key: str = "item_id"  # of these files: the item
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
+
+
+View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView | VectorView, Field(discriminator="kind")]
 
 
 class TextEncoderConfig(Node):
@@ -191,7 +206,7 @@ class ModelConfig(Node):
     heads: int = Field(2, ge=1)
     max_len: int = Field(100, ge=1)  # events of a history that the encoder reads
     dropout: float = Field(0.2, ge=0, lt=1)
-    view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vector of an item's text
+    view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vectors that describe an item: of its text, its image, ...
     temperature: float = Field(0.1, gt=0)  # where tau starts
     text: TextEncoderConfig = TextEncoderConfig()
 
@@ -254,6 +269,15 @@ class Config(Node):
                 raise ValueError(f"views.{name} reads columns of items, but data.items is not set")
             if column_views and view.level == "user" and self.data.users is None:
                 raise ValueError(f"views.{name} reads columns of users, but data.users is not set")
+            if isinstance(view, VectorView) and view.path is None:
+                if self.data.items is None:
+                    raise ValueError(f"views.{name} reads a column of items: set data.items, or views.{name}.path")
+                for other, its in self.views_at("item").items():
+                    read = its.columns if isinstance(its, TextView) else (getattr(its, "column", None),)
+                    if view.column in read and not isinstance(its, VectorView):
+                        raise ValueError(
+                            f"views.{other} reads '{view.column}', which holds the vectors of views.{name}"
+                        )
         if not any(view.level == "item" for view in self.views.values()):
             raise ValueError("views has none at item level, so there is nothing to rank items by")
         if sum(view.kind == "text" for view in self.views.values()) > 1:
