@@ -2,7 +2,8 @@
 
 config.json          the run's configuration
 model.safetensors    every weight but the text encoder's, and the vectors of the catalogue's texts
-text_encoder/        the tuned encoder and its tokenizer, where there is a text view
+text_encoder/        the tuned encoder and its tokenizer, where there is a text view; with model.text.save "adapter"
+                     just what was learnt, and the path and sha256 of the encoder that it belongs to
 fitted.json          vocabularies and scales
 items.parquet        the catalogue in index order
 item_vectors.npy     float32 [N, D], unit vectors; rows PAD and UNKNOWN are zero
@@ -79,7 +80,7 @@ def save(directory: Path, model: MVRec, data: Data, item_vectors: torch.Tensor, 
     config = model.config
     if model.text is not None:
         model.text.save(aside / "text_encoder")
-        text = config.model.text.model_copy(update={"path": "text_encoder", "tune": "frozen"})
+        text = config.model.text.model_copy(update={"path": "text_encoder", "tune": "frozen", "save": "whole"})
         config = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
     (aside / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
     save_file(_weights(model), aside / "model.safetensors")

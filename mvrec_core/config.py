@@ -163,18 +163,40 @@ class TimeView(Node):
     level: Literal["event"] = "event"
 
 
-View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView, Field(discriminator="kind")]
+class VectorView(Node):
+    """What another model made of the item's image, sound or place in a graph: numbers, as many for each item."""
+
+    kind: Literal["vector"]
+    level: Literal["item"] = "item"
+    column: str
+    separator: str | None = None  # between the numbers of a text cell; None: blanks; lists need none
+    path: str | tuple[str, ...] | None = None  # files of its own, with the columns `key` and `column`; None: the items
+    key: str = "item_id"  # of these files: the item
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
+
+
+View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView | VectorView, Field(discriminator="kind")]
 
 
 class TextEncoderConfig(Node):
     path: str | None = None  # a local directory that transformers can load; needed where there is a text view
-    tune: Literal["frozen", "last_n", "lora", "full"] = "frozen"
+    tune: Literal["frozen", "last_n", "lora", "adalora", "adapter", "full"] = "frozen"
     last_n: int = Field(1, ge=1)  # layers trained with tune=last_n
-    rank: int = Field(8, ge=1)  # of the low-rank update with tune=lora
+    rank: int = Field(8, ge=1)  # of the updates with tune=lora, adalora (at the end, on average); an adapter's width
+    save: Literal["whole", "adapter"] = "whole"  # adapter: what was learnt alone; to load it takes what is at `path`
     lr: float = Field(2e-5, gt=0)  # the encoder's own learning rate
     max_tokens: int = Field(64, ge=4)
     live: int = Field(128, ge=1)  # distinct texts of a step read with gradient; the others come from the cache
     refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
+
+    @model_validator(mode="after")
+    def _an_adapter_is_less_than_all(self) -> TextEncoderConfig:
+        if self.save == "adapter" and self.tune == "full":
+            raise ValueError("save: adapter leaves out what was not learnt, and with tune: full that is nothing")
+        return self
 
 
 class ModelConfig(Node):
@@ -184,7 +206,7 @@ class ModelConfig(Node):
     heads: int = Field(2, ge=1)
     max_len: int = Field(100, ge=1)  # events of a history that the encoder reads
     dropout: float = Field(0.2, ge=0, lt=1)
-    view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vector of an item's text
+    view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vectors that describe an item: of its text, its image, ...
     id_dropout: float = Field(0.0, ge=0, lt=1)  # share of the items whose id is hidden in a step
     temperature: float = Field(0.1, gt=0)  # where tau starts
     text: TextEncoderConfig = TextEncoderConfig()
@@ -250,6 +272,15 @@ class Config(Node):
                 raise ValueError(f"views.{name} reads columns of items, but data.items is not set")
             if column_views and view.level == "user" and self.data.users is None:
                 raise ValueError(f"views.{name} reads columns of users, but data.users is not set")
+            if isinstance(view, VectorView) and view.path is None:
+                if self.data.items is None:
+                    raise ValueError(f"views.{name} reads a column of items: set data.items, or views.{name}.path")
+                for other, its in self.views_at("item").items():
+                    read = its.columns if isinstance(its, TextView) else (getattr(its, "column", None),)
+                    if view.column in read and not isinstance(its, VectorView):
+                        raise ValueError(
+                            f"views.{other} reads '{view.column}', which holds the vectors of views.{name}"
+                        )
         if not any(view.level == "item" for view in self.views.values()):
             raise ValueError("views has none at item level, so there is nothing to rank items by")
         if sum(view.kind == "text" for view in self.views.values()) > 1:

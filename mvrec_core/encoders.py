@@ -51,6 +51,18 @@ class NumberEncoder(nn.Module):
         return self.net(values.nan_to_num().clamp(-5, 5).unsqueeze(-1)), present
 
 
+class VectorEncoder(nn.Module):
+    """standardised values float [..., S], NaN where there are none -> dropout and a linear projection."""
+
+    def __init__(self, size: int, dim: int, dropout: float):
+        super().__init__()
+        self.net = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, dim))
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        present = ~values[..., 0].isnan()
+        return self.net(values.nan_to_num().clamp(-5, 5)), present
+
+
 class TimeEncoder(nn.Module):
     """times int64 [..., L] in microseconds, oldest first -> gap before, hour of the day and weekday (UTC)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ class Fitted:
 
     vocabularies: Mapping[str, Vocabulary]
     scales: Mapping[str, tuple[float, float]]  # mean, standard deviation
+    vectors: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # the same of D numbers, float32
 
     @staticmethod
     def load(path: Path) -> Fitted:
@@ -30,6 +31,11 @@ class Fitted:
         return Fitted(
             {name: Vocabulary(fit["values"]) for name, fit in tree.items() if fit["kind"] == "category"},
             {name: (fit["mean"], fit["std"]) for name, fit in tree.items() if fit["kind"] == "number"},
+            {
+                name: (np.array(fit["mean"], np.float32), np.array(fit["std"], np.float32))
+                for name, fit in tree.items()
+                if fit["kind"] == "vector"
+            },
         )
 
     def to_json(self) -> str:
@@ -38,11 +44,13 @@ class Fitted:
             tree[name] = {"kind": "category", "values": vocabulary.values.to_pylist()}
         for name, (mean, std) in self.scales.items():
             tree[name] = {"kind": "number", "mean": mean, "std": std}
+        for name, (means, stds) in self.vectors.items():
+            tree[name] = {"kind": "vector", "mean": means.tolist(), "std": stds.tolist()}
         return json.dumps(tree, ensure_ascii=False, sort_keys=True)
 
     def encode(self, name: str, view: View, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Of n values of a view: category -> int64 [n, M], padded with PAD; number -> float32 [n], NaN where missing;
-        time -> int64 [n] microseconds, MISSING_TIME where missing."""
+        vector -> float32 [n, D], all NaN where missing; time -> int64 [n] microseconds, MISSING_TIME where missing."""
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         if view.kind == "category":
             return _categories(self.vocabularies[name], values)
@@ -50,7 +58,17 @@ class Fitted:
             mean, std = self.scales[name]
             numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
             return ((numbers - mean) / (std or 1.0)).astype(np.float32)
+        if view.kind == "vector":
+            return _vectors(*self.vectors[name], values)
         return values.cast(pa.int64()).fill_null(int(MISSING_TIME)).to_numpy(zero_copy_only=False)
+
+
+def _vectors(mean: np.ndarray, std: np.ndarray, values: pa.ListArray) -> np.ndarray:
+    out = np.full((len(values), len(mean)), np.nan, np.float32)
+    there = values.is_valid().to_numpy(zero_copy_only=False)
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    out[there] = (flat.reshape(-1, len(mean)) - mean) / np.where(std > 0, std, 1)
+    return out
 
 
 def _categories(vocabulary: Vocabulary, values: pa.ListArray) -> np.ndarray:

@@ -19,7 +19,14 @@ from mvrec_core import losses
 from mvrec_core.batch import Batch
 from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.config import Config, ModelConfig
-from mvrec_core.encoders import CategoryEncoder, GapEncoder, IdEncoder, NumberEncoder, TimeEncoder
+from mvrec_core.encoders import (
+    CategoryEncoder,
+    GapEncoder,
+    IdEncoder,
+    NumberEncoder,
+    TimeEncoder,
+    VectorEncoder,
+)
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.text import TextEncoder
@@ -60,6 +67,9 @@ class MVRec(nn.Module):
                 self.encoders[name] = CategoryEncoder(len(fitted.vocabularies[name]), dim)
             elif view.kind == "number":
                 self.encoders[name] = NumberEncoder(dim)
+            elif view.kind == "vector":
+                size = len(fitted.vectors[name][0])
+                self.encoders[name] = VectorEncoder(size, dim, config.model.view_dropout)
             elif view.kind == "time":
                 self.encoders[name] = TimeEncoder(dim)
             elif view.kind == "text":
@@ -273,10 +283,11 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:
-    """{view: [rows_before + n, ...]} of the category and number views of a table of items; rows before are empty."""
+    """{view: [rows_before + n, ...]} of the category, number and vector views of a table of items; rows before are
+    empty."""
     out = {}
     for name, view in config.views_at("item").items():
-        if view.kind in ("category", "number"):
+        if view.kind in ("category", "number", "vector"):
             values = fitted.encode(name, view, table[name])
             filler = np.full((rows_before, *values.shape[1:]), PAD if view.kind == "category" else np.nan, values.dtype)
             out[name] = torch.from_numpy(np.concatenate([filler, values]))

@@ -14,14 +14,14 @@ import torch
 
 from mvrec_core import checkpoint, training
 from mvrec_core.catalog import FIRST, UNKNOWN
-from mvrec_core.config import CategoryView, Config, NumberView, TextView
+from mvrec_core.config import CategoryView, Config, NumberView, TextView, VectorView
 from mvrec_core.errors import RequestError
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.index import NOTHING, top_k
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.schema import read_value
+from mvrec_core.schema import read_value, read_vectors
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 
 MICROSECONDS = 1_000_000
@@ -380,6 +380,9 @@ class Recommender:
                 texts = read_texts(features, view)
             elif isinstance(view, (CategoryView, NumberView)):
                 columns[name] = _raw_values(view, [row.get(view.column) for row in features], "candidates")
+            elif isinstance(view, VectorView):
+                size = len(self._data.fitted.vectors[name][0])
+                columns[name] = _raw_vectors(view, [row.get(view.column) for row in features], size, "candidates")
         table = pa.table(columns) if columns else pa.table({"none": pa.nulls(len(features))})
         with torch.no_grad():
             tensors = item_features(self.config, table, self._data.fitted, rows_before=0)
@@ -415,6 +418,16 @@ def _raw_values(view: CategoryView | NumberView, raw: Sequence[Any], where: str)
             parts = str(value).split(view.separator) if view.separator else [str(value)]
             lists.append([part.strip() for part in parts if part.strip()])
     return pa.array(lists, pa.list_(pa.string()))
+
+
+def _raw_vectors(view: VectorView, raw: Sequence[Any], size: int, where: str) -> pa.Array:
+    """float32 [n] lists of `size`, null where there is none. Raises RequestError naming the column."""
+    cells = [value if value is None or isinstance(value, list) else str(value).split(view.separator) for value in raw]
+    texts = [None if cell is None else [str(part) for part in cell] for cell in cells]
+    vectors, problem, _ = read_vectors(pl.Series(texts, dtype=pl.List(pl.String)), view, size)
+    if problem is not None:
+        raise RequestError(f"{where}: '{view.column}': {problem}", view.column)
+    return vectors.to_arrow().cast(pa.list_(pa.float32()))
 
 
 def _number(value: Any, column: str, where: str) -> float | None:

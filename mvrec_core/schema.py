@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from mvrec_core.config import CategoryView, Clean, Config, NumberView, TextView, TimeUnit, View
+from mvrec_core.config import CategoryView, Clean, Config, NumberView, TextView, TimeUnit, VectorView, View
 from mvrec_core.errors import ConfigError
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -37,7 +37,7 @@ class Columns:
         for view in views.values():
             if isinstance(view, TextView):
                 names += view.columns
-            elif isinstance(view, (CategoryView, NumberView)):
+            elif isinstance(view, (CategoryView, NumberView)) or (isinstance(view, VectorView) and view.path is None):
                 names.append(view.column)
         return Columns(tuple(dict.fromkeys(names)), views)
 
@@ -138,6 +138,30 @@ def read_value(frame: pl.DataFrame, view: View) -> pl.Series:
         number = (column if text is None else text).cast(pl.Float64, strict=False)
         return number.set(~number.is_finite().fill_null(False), None)
     return frame["timestamp"]
+
+
+def read_vectors(cells: pl.Series, view: VectorView, size: int | None) -> tuple[pl.Series, str | None, int]:
+    """Lists of numbers, or text that holds them, as List(Float32), null where there are none; and, about the first that
+    is not `size` finite numbers (None: as many as the first has), what was expected and found, and its place."""
+    parts = cells
+    if not isinstance(cells.dtype, pl.List):
+        text = cells.cast(pl.String).str.strip_chars()
+        parts = text.str.extract_all(r"\S+") if view.separator is None else text.str.split(view.separator)
+        parts = parts.set((text == "").fill_null(False), None)
+    parts = parts.set((parts.list.len() == 0).fill_null(False), None)
+    text_parts = isinstance(parts.dtype, pl.List) and parts.dtype.inner == pl.String
+    number = (pl.element().str.strip_chars() if text_parts else pl.element()).cast(pl.Float32, strict=False)
+    vectors = parts.list.eval(pl.when(number.is_finite()).then(number))
+    length, numbers = vectors.list.len(), vectors.list.drop_nulls().list.len()
+    size = size if size is not None or length.drop_nulls().is_empty() else int(length.drop_nulls()[0])
+    bad = ((length != size) | (length != numbers)).fill_null(False).arg_true()
+    if bad.is_empty():
+        return vectors, None, 0
+    place = int(bad[0])
+    if length[place] != size:
+        return vectors, f"expected {size} numbers, found {length[place]}", place
+    found = parts[place][int(vectors[place].is_null().arg_true()[0])]
+    return vectors, f"expected {size} finite numbers, found {found!r:.60}", place
 
 
 def unreadable(frame: pl.DataFrame, view: NumberView) -> int:

@@ -5,47 +5,19 @@ Shapes: N catalogue rows (PAD and UNKNOWN included), X distinct texts, H hidden 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvrec_core import tuning
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
-from mvrec_core.errors import ConfigError
 
 CHUNK = 128  # texts encoded together
 RIDGE = 0.1  # of the mean variance, added to each direction's before whitening
-
-
-def load_encoder(path: str) -> tuple[Any, Any]:
-    """The tokenizer and the bare encoder (fp32, no pooler) in a local directory. Raises ConfigError."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoModel, AutoTokenizer  # here, as importing it takes seconds
-
-    if not (Path(path) / "config.json").is_file():
-        raise ConfigError(
-            f"model.text.path: expected a directory of a BERT-family model with config.json, found '{path}'"
-        )
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar and a notice about the pooler that is left out
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
-            try:
-                encoder = AutoModel.from_pretrained(path, add_pooling_layer=False, **options)
-            except TypeError:  # a family without a pooler
-                encoder = AutoModel.from_pretrained(path, **options)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model.text.path: '{path}' cannot be loaded: {str(error).splitlines()[0]}") from None
-    return tokenizer, encoder
 
 
 class TextEncoder(nn.Module):
@@ -67,8 +39,9 @@ class TextEncoder(nn.Module):
         """texts: one an item in index order, None where there is none."""
         super().__init__()
         self.config = config
-        self.tokenizer, encoder = load_encoder(str(config.path))
-        self.encoder = _tuned(encoder, config)
+        self.tokenizer, encoder = tuning.load(str(config.path))
+        self.base = tuning.fingerprint(encoder) if config.save == "adapter" else None
+        self.encoder = tuning.prepared(encoder, config)
         self.hidden = int(encoder.config.hidden_size)
         distinct = sorted({text for text in texts if text})
         place = {text: row for row, text in enumerate(distinct)}
@@ -136,20 +109,19 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Standardised vectors [n, H] of any texts, in or out of the catalogue."""
-        ids, size = self._tokens(texts)
+        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        ids, size = self._tokens(list(place))
         device = self.cache.device
-        return self._standard(self.encode(ids.to(device), size.to(device)))
+        return self._standard(self.encode(ids.to(device), size.to(device)))[[place[text] for text in texts]]
+
+    def attach(self, optimiser: torch.optim.Optimizer, steps: int, done: int = 0) -> None:
+        """What a mode has to do beside a step of the optimiser, of `steps` in all, of which `done` are over."""
+        if self.config.tune == "adalora":
+            tuning.allocate_ranks(self.encoder, optimiser, steps, done)
 
     def save(self, directory: Path) -> None:
-        """The encoder and its tokenizer as transformers reads them, a low-rank update merged in."""
-        encoder = self.encoder
-        if self.config.tune == "lora":
-            import copy
-
-            encoder = copy.deepcopy(encoder).merge_and_unload()
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-            encoder.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        """The encoder and its tokenizer, as TextEncoder loads them with tune "frozen"."""
+        tuning.save(directory, self.tokenizer, self.encoder, self.config, self.base)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         if not texts:
@@ -167,23 +139,3 @@ def _whitening(vectors: Tensor) -> Tensor:
     value, direction = torch.linalg.eigh(centred.T @ centred / len(centred))
     lifted = (value + RIDGE * value.mean()).clamp(min=1e-12).rsqrt()
     return ((direction * lifted) @ direction.T).float()
-
-
-def _tuned(encoder: Any, config: TextEncoderConfig) -> Any:
-    if config.tune == "full":
-        return encoder
-    encoder.requires_grad_(False)
-    if config.tune == "last_n":
-        layers = encoder.encoder.layer
-        if config.last_n > len(layers):
-            raise ConfigError(
-                f"model.text.last_n: expected at most the encoder's {len(layers)} layers, found {config.last_n}"
-            )
-        layers[-config.last_n :].requires_grad_(True)
-    if config.tune == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        return get_peft_model(
-            encoder, LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=["query", "value"])
-        )
-    return encoder

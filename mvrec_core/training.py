@@ -80,6 +80,7 @@ def fit(
     generator = torch.Generator().manual_seed(config.seed * 1000 + workers.rank)
     torch.manual_seed(config.seed * 1000 + workers.rank)
     if model.text is not None:
+        model.text.attach(optimiser, steps)
         with autocast(config, workers.device):
             model.text.refresh()
     parallel = workers.wrap(model)

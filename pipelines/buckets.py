@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from mvrec_core import cleaning
-from mvrec_core.config import CategoryView, Config, Core, NumberView, View
+from mvrec_core.config import CategoryView, Config, Core, NumberView, VectorView, View
 from mvrec_core.sequences import TEST, TRAIN, VALID
 from pipelines import files, spool
 
@@ -216,13 +216,19 @@ def _made(
 
 
 def sums(values: pl.Series, view: View) -> dict[str, Any]:
-    """What can be added up over buckets: distinct categories, or count, mean and squared deviations of numbers."""
+    """What can be added up over buckets: distinct categories, or count, mean and squared deviations of numbers, of
+    vectors number by number."""
     if isinstance(view, CategoryView):
         return {"values": values.explode().drop_nulls().unique().sort().to_list()}
     if isinstance(view, NumberView):
         there = values.drop_nulls().to_numpy()
         mean = float(there.mean()) if len(there) else 0.0
         return {"count": len(there), "mean": mean, "squares": float(((there - mean) ** 2).sum())}
+    if isinstance(view, VectorView):
+        lists = values.drop_nulls()
+        matrix = lists.explode().to_numpy().astype(np.float64).reshape(len(lists), -1)
+        means = matrix.mean(0) if len(lists) else matrix.sum(0)
+        return {"count": len(lists), "mean": means.tolist(), "squares": ((matrix - means) ** 2).sum(0).tolist()}
     return {}
 
 
@@ -231,12 +237,15 @@ def fit(view: View, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     al. 1979 (E[x^2] - E[x]^2 cancels for large values); nothing for the other kinds."""
     if isinstance(view, CategoryView):
         return {"kind": "category", "values": sorted({value for part in parts for value in part["values"]})}
-    if not isinstance(view, NumberView):
+    if not isinstance(view, (NumberView, VectorView)):
         return {}
-    count, mean, squares = 0, 0.0, 0.0
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for part in (part for part in parts if part["count"]):
-        total, delta = count + part["count"], part["mean"] - mean
-        squares += part["squares"] + delta**2 * count * part["count"] / total
+        total, delta = count + part["count"], np.array(part["mean"]) - mean
+        squares = squares + part["squares"] + delta**2 * count * part["count"] / total
         mean, count = mean + delta * part["count"] / total, total
-    deviation = (squares / count) ** 0.5 if count else 0.0
-    return {"kind": "number", "mean": mean, "std": deviation or 1.0, "count": count}
+    deviation = np.sqrt(squares / max(1, count))
+    deviation = np.where(deviation > 0, deviation, 1.0)
+    if isinstance(view, VectorView):
+        return {"kind": "vector", "mean": mean.tolist(), "std": deviation.tolist(), "count": count}
+    return {"kind": "number", "mean": float(mean[0]), "std": float(deviation[0]), "count": count}

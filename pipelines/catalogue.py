@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from mvrec_core.config import Config
+from mvrec_core.errors import DataError
 from mvrec_core.sequences import TRAIN
 from pipelines import files
 from pipelines.buckets import Made, fit, sums
@@ -21,12 +22,20 @@ SCHEMA_VERSION = 2  # of prepared data
 
 
 def write(
-    config: Config, made: Sequence[Made], tables: Mapping[str, Table], out: Path, only: str | None
+    config: Config,
+    made: Sequence[Made],
+    tables: Mapping[str, Table],
+    vectors: Mapping[str, pl.DataFrame],
+    out: Path,
+    only: str | None,
 ) -> dict[str, Any]:
     """Writes items/, users/, fitted.json and views.json, or of items/ and users/ one view only; the facts about them
-    for the manifest."""
+    for the manifest. vectors: of the views that have files of their own, item_id and value."""
     logged = _items_of_log(out)
     items, unknown = _catalogue(logged, tables.get("items"))
+    for name, frame in vectors.items():
+        own = frame.rename({"value": f"view.{name}"})
+        items = items.join(own, on="item_id", how="left", maintain_order="left")
     if only is None:
         files.write_parquet(out / "items" / "id.parquet", _table(items.select("item_id"), {"item_id": pa.string()}))
         display = pl.col("display") if "display" in items.columns else pl.lit(None, pl.String)
@@ -43,6 +52,8 @@ def write(
             _write_values(out / "items" / f"{name}.parquet", values, VALUES[view.kind])
         missing[name] = len(values), values["value"].null_count()
         fitted[name] = fit(view, [sums(in_train[f"view.{name}"], view)])
+        if view.kind == "vector" and not fitted[name]["count"]:
+            fitted[name] |= _unfitted(name, values["value"])
     for name, view in config.views_at("event").items():
         missing[name] = sum(one.kept for one in made), sum(one.missing[name] for one in made)
         if view.kind != "time":
@@ -56,8 +67,10 @@ def write(
         missing[name] = len(values), values["value"].null_count()
         fitted[name] = fit(view, [sums(active[f"view.{name}"], view)])
     files.write_text(out / "fitted.json", _json({name: one for name, one in fitted.items() if one}))
-    views = json.loads(config.model_dump_json(include={"views"}))
-    files.write_text(out / "views.json", _json({"schema_version": SCHEMA_VERSION, **views}))
+    views = json.loads(config.model_dump_json(include={"views"}))["views"]
+    for view in views.values():
+        view.pop("path", None)  # where the files lay; prepared data is the same wherever that is
+    files.write_text(out / "views.json", _json({"schema_version": SCHEMA_VERSION, "views": views}))
     text = config.text_view
     return {
         "items": len(items),
@@ -81,6 +94,16 @@ def _catalogue(logged: pl.DataFrame, given: Table | None) -> tuple[pl.DataFrame,
     strange = logged.join(frame, on="item_id", how="anti")
     items = pl.concat([frame, strange.filter(pl.col("train") > 0).select("item_id").sort("item_id")], how="diagonal")
     return items, len(strange) if given is not None else 0
+
+
+def _unfitted(name: str, vectors: pl.Series) -> dict[str, Any]:
+    """The scale of vectors that no item of train has: they stay as they are. Raises DataError where no item has one."""
+    sizes = vectors.drop_nulls().list.len()
+    if sizes.is_empty():
+        raise DataError(
+            f"views.{name}: expected vectors of items of the catalogue, found one for none of {len(vectors)}"
+        )
+    return {"mean": [0.0] * sizes[0], "std": [1.0] * sizes[0]}
 
 
 def _train_users(out: Path) -> pl.DataFrame:

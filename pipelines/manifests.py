@@ -101,7 +101,8 @@ def build(
     out: Path,
     seconds: float,
 ) -> dict[str, Any]:
-    """tables and names: the rows and the files of items and users; facts: what `catalogue.write` returned."""
+    """tables: the rows of items and users; names: their files, and those of views; facts: what `catalogue.write`
+    returned."""
     made = state.made
     rejected = {"events": Counter(state.reasons)}
     for one in made:
@@ -114,7 +115,7 @@ def build(
     for table in tables.values():
         unread.update(table.unread)
     read = [{"source": "events", "file": file} for _, file in state.events]
-    read += [{"source": key, "file": file} for key in ("items", "users") for file in names.get(key, ())]
+    read += [{"source": key, "file": file} for key, found in names.items() for file in found]
     spans = [one.span for one in made if one.span]
     span = [min(first for first, _ in spans), max(last for _, last in spans)]
     missing = facts["missing"]

@@ -24,10 +24,10 @@ import polars as pl
 import pyarrow as pa
 
 from mvrec_core import cleaning
-from mvrec_core.config import Config, Temporal
+from mvrec_core.config import Config, Temporal, VectorView
 from mvrec_core.errors import ConfigError, DataError, MVRecError, nearest
 from mvrec_core.schema import Columns, instant
-from pipelines import buckets, catalogue, files, locations, manifests, raw, report, spool, tables
+from pipelines import buckets, catalogue, files, locations, manifests, raw, report, spool, tables, vectors
 from pipelines.buckets import Made
 from pipelines.cluster import connect, cores
 from pipelines.manifests import State
@@ -59,7 +59,7 @@ def prepare(
         else:
             state, given = _whole(config, aside, log)
         state = replace(state, files=state.files | {name: list(file) for name, file in given.files.items()})
-        facts = catalogue.write(config, state.made, given.tables, aside, only_view)
+        facts = catalogue.write(config, state.made, given.tables, given.vectors, aside, only_view)
         shutil.rmtree(aside / buckets.CORE, ignore_errors=True)
         state.save(aside)
         manifest = manifests.build(config, state, given.tables, given.names, facts, aside, time.perf_counter() - began)
@@ -122,7 +122,8 @@ def _only(config: Config, name: str, target: Path, out: Path, log: Log) -> tuple
     state = State.load(target)
     _check_config(config, manifests.load(target), name)
     given = Given.read(config)
-    _check_unchanged(state, given.files)
+    own = given.names.get(f"views.{name}", ())
+    _check_unchanged(state, {file: found for file, found in given.files.items() if file not in own})
     event_level = config.views[name].level == "event"
     for path in (path for path in target.rglob("*") if path.is_file()):
         part = path.relative_to(target)
@@ -200,9 +201,11 @@ def _key(config: Config, number: int) -> str:
 
 @dataclass(frozen=True)
 class Given:
-    """Items and users: their rows, and the bytes and digest of their files."""
+    """What belongs to items and users: the rows of their tables, the vectors of views that have files of their own, and
+    the bytes and digest of all these files."""
 
     tables: dict[str, Table]
+    vectors: dict[str, pl.DataFrame]
     files: dict[str, tuple[int, str]]
     names: dict[str, list[str]]
 
@@ -216,7 +219,12 @@ class Given:
                 for file in names[key]:
                     raw.check_columns(file, source, Columns.of(config, key).names, f"data.{key}")
         read = {key: tables.read(config, key, found) for key, found in names.items()}  # type: ignore[arg-type]
-        return Given(read, {file: locations.fingerprint(file) for found in names.values() for file in found}, names)
+        own = {}
+        for name, view in config.views_at("item").items():
+            if isinstance(view, VectorView) and view.path is not None:
+                own[name], names[f"views.{name}"] = vectors.read(name, view)
+        prints = {file: locations.fingerprint(file) for found in names.values() for file in found}
+        return Given(read, own, prints, names)
 
     def write_rejected(self, out: Path) -> None:
         for key, table in self.tables.items():

@@ -63,14 +63,17 @@ class Piece:
     groups: tuple[int, int] | None = None
 
 
-def check_columns(file: str, source: Source, names: Sequence[str], key: str) -> None:
-    """Raises DataError naming the file, the column that it lacks, and the nearest one that it has."""
+def check_columns(
+    file: str, source: Source, names: Sequence[str], key: str, keys: Mapping[str, str] | None = None
+) -> None:
+    """Raises DataError naming the file, the column that it lacks, and the nearest one that it has. keys: our name ->
+    the configuration's key for it, if that is not in `columns` below `key`."""
     fields = _guarded(file, source, lambda: _fields(file, source))
     if not fields and form_of(file, source)[0] == "jsonl":
         return  # no rows, no keys
     for ours, theirs in _theirs(source, names).items():
         kinds = [kind for name, kind in fields if name == theirs]
-        where = f"column '{theirs}' ({key}.columns.{ours})"
+        where = f"column '{theirs}' ({(keys or {}).get(ours, f'{key}.columns.{ours}')})"
         if not kinds:
             raise DataError(f"{file}: expected a {where}; {nearest(theirs, {name for name, _ in fields})}")
         if len(kinds) > 1:
@@ -523,6 +526,9 @@ class _Run:
 def _read(column: pa.ChunkedArray) -> pl.Series:
     """A column of the file as the pipeline reads it: text, numbers, dates, times, or lists of text or numbers."""
     kind = column.type
+    if pa.types.is_fixed_size_list(kind):
+        column = column.cast(pa.list_(kind.value_type))
+        kind = column.type
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         column = column.cast(pa.timestamp(kind.unit, "UTC"))  # the same instants; not every zone is known everywhere
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)

@@ -30,7 +30,13 @@ SLOTS = 4096  # the most buckets there can be
 ROWS = 500_000  # of a part, and of a bucket where the number of buckets is chosen
 TASK = 64 << 20  # bytes of small files that one task reads
 OFFSETS = b"offsets"
-VALUES = {"text": pa.string(), "category": pa.list_(pa.string()), "number": pa.float64(), "time": pa.int64()}
+VALUES = {
+    "text": pa.string(),
+    "category": pa.list_(pa.string()),
+    "number": pa.float64(),
+    "time": pa.int64(),
+    "vector": pa.list_(pa.float32()),
+}
 REJECTED = pa.schema(
     [("source", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("raw", pa.string()), ("reason", pa.string())]
 )

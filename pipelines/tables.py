@@ -2,20 +2,20 @@
 
     read each chunk -> refuse rows without an id or a usable date -> settle the ids that several rows describe
 
-Rows are compared cell by cell, as text without the blanks around it. A missing cell disagrees with nothing, and the
-date of a row is no cell: a later row that says the same is a duplicate.
+Rows are compared cell by cell, as text without the blanks around it; the digest of a vector stands for it. A missing
+cell disagrees with nothing, and the date of a row is no cell: a later row that says the same is a duplicate.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import polars as pl
 
-from mvrec_core.config import Config, NumberView, TableSource, Temporal, TextView
+from mvrec_core.config import Config, NumberView, TableSource, Temporal, TextView, VectorView, View
 from mvrec_core.errors import DataError
 from mvrec_core.schema import (
     LIST,
@@ -29,6 +29,7 @@ from mvrec_core.schema import (
     unreadable,
 )
 from pipelines import raw
+from pipelines.vectors import Vectors
 
 LOSES = {  # policy -> why a row of an id is not kept beside the one that is
     "newest": "older row of the id",
@@ -67,7 +68,8 @@ def read(config: Config, key: Literal["items", "users"], files: Sequence[str]) -
     id_name = columns.names[0]
     compared = [name for name in columns.names[1:] if not (name == "timestamp" and _dated(source))]
 
-    keys, cells, refused = _usable(config, key, columns.names, files)
+    vectors = {view.column: Vectors(view) for view in columns.views.values() if _here(view)}
+    keys, cells, refused = _usable(config, key, columns.names, files, vectors)
     rows = len(keys) + len(refused)
     if keys.is_empty():
         raise DataError(_none_usable(key, files, refused))
@@ -78,7 +80,11 @@ def read(config: Config, key: Literal["items", "users"], files: Sequence[str]) -
     losers = keys[settled.losers["place"]].select("file", "row").with_columns(settled.losers["reason"])
     rejected = pl.concat([refused, _with_raw(losers, source, files)]).sort("file", "row")
 
-    values = {f"view.{name}": read_value(taken, view) for name, view in columns.views.items() if view.kind != "id"}
+    values = {
+        f"view.{name}": vectors[view.column].of(taken[view.column]) if _here(view) else read_value(taken, view)
+        for name, view in columns.views.items()
+        if view.kind not in ("id", "vector") or _here(view)
+    }
     if key == "items":
         text = next((view for view in columns.views.values() if isinstance(view, TextView)), None)
         blank = pl.repeat(None, len(taken), dtype=pl.String, eager=True)
@@ -98,15 +104,20 @@ def read(config: Config, key: Literal["items", "users"], files: Sequence[str]) -
     )
 
 
+def _here(view: View) -> TypeGuard[VectorView]:
+    """Whether the view's vectors are a column of this table."""
+    return isinstance(view, VectorView) and view.path is None
+
+
 # rows that can be used
 
 
 def _usable(
-    config: Config, key: str, names: Sequence[str], files: Sequence[str]
+    config: Config, key: str, names: Sequence[str], files: Sequence[str], vectors: Mapping[str, Vectors]
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Two frames about the usable rows, in the order of files and rows: their keys (id; date in microseconds, null
-    where rows have none; file, its place in files; row) and their cells (the columns `names`); and the refused rows
-    (file, row, raw, reason)."""
+    where rows have none; file, its place in files; row) and their cells (the columns `names`, with digests for
+    vectors); and the refused rows (file, row, raw, reason)."""
     source: TableSource = getattr(config.data, key)
     keys = [pl.DataFrame(schema={"id": pl.String, "date": pl.Int64, "file": pl.Int32, "row": pl.Int64})]
     refused = [pl.DataFrame(schema={"file": pl.Int32, "row": pl.Int64, "raw": pl.String, "reason": pl.String})]
@@ -114,6 +125,7 @@ def _usable(
     for number, file in enumerate(files):
         for chunk in raw.chunks(file, source, names):
             frame = read_ids(chunk.frame, names[:1])
+            frame = frame.with_columns(one.digests(frame[name], file, chunk.rows) for name, one in vectors.items())
             dates, reasons = _check(config, key, frame)
             there = frame.select(
                 pl.col(names[0]).alias("id"), dates, pl.lit(number, pl.Int32).alias("file"), chunk.rows.alias("row")

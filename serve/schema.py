@@ -146,7 +146,9 @@ class CandidateBody(Strict):
     """An item of the catalogue, or one that is not in it, described by its columns."""
 
     item_id: Id | None = None
-    features: dict[str, Any] | None = Field(None, description='columns of the items file: {"title": ..., "year": ...}')
+    features: dict[str, Any] | None = Field(
+        None, description='columns of the items file: {"title": ..., "image": [0.1, ...]}'
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> CandidateBody:

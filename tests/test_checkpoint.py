@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tiny
 import torch
 
 from mvrec_core import checkpoint, training
@@ -96,6 +97,33 @@ def test_what_is_loaded_scores_as_what_was_saved(plain_model, plain_data, tmp_pa
     torch.testing.assert_close(
         loaded.model.text.embed(["流浪地球"]), plain_model.text.embed(["流浪地球"]), atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("save", ["whole", "adapter"])
+@pytest.mark.parametrize("tune", ["lora", "adalora", "adapter"])
+def test_a_tuned_encoder_serves_as_it_was_trained(tiny_encoder, plain_data, tmp_path, tune, save):
+    text = (f"model.text.tune={tune}", f"model.text.save={save}", "model.text.lr=0.01")
+    config = tiny.config(tiny_encoder, *text, "train.epochs=1")
+    histories = plain_data.histories(config)
+    model = checkpoint.new_model(config, plain_data, histories)
+    for _ in training.fit(model, histories, config, training.Workers()):
+        pass
+    vectors = training.catalogue(model)[1]
+    checkpoint.save(tmp_path / "c", model, plain_data, vectors, {})
+    loaded = checkpoint.load(tmp_path / "c")
+    assert (loaded.config.model.text.tune, loaded.config.model.text.save) == ("frozen", "whole")
+    torch.testing.assert_close(training.catalogue(loaded.model)[1], vectors, atol=1e-6, rtol=0)
+    new = ["title: 流浪地球 2", "title: b"]
+    torch.testing.assert_close(loaded.model.text.embed(new), model.text.embed(new), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_without_its_base(tiny_encoder, plain_data, tmp_path):
+    base = shutil.copytree(tiny_encoder, tmp_path / "base")
+    config = tiny.config(base, "model.text.tune=lora", "model.text.save=adapter")
+    model = checkpoint.new_model(config, plain_data, plain_data.histories(config))
+    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
+    shutil.rmtree(base)
+    assert f"needs the base encoder '{base}' with sha256 " in refused(tmp_path / "c")
 
 
 def test_a_moved_checkpoint_answers_the_same(copy, plain_recommender):

@@ -19,6 +19,7 @@ ORDER = (
     "sequences",
     "cleaning",
     "batch",
+    "tuning",
     "text",
     "encoders",
     "fusion",

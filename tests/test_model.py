@@ -131,7 +131,7 @@ def test_an_item_described_by_its_columns_is_the_item_but_for_its_id(plain_model
     assert new.present.tolist() == [[False, True, True, True]]
 
 
-@pytest.mark.parametrize("tune", ["frozen", "last_n", "lora", "full"])
+@pytest.mark.parametrize("tune", ["frozen", "last_n", "lora", "adalora", "adapter", "full"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("fusion", ["gated", "linear"])
 def test_every_parameter_gets_a_gradient(tiny_encoder, plain_data, fusion, loss, tune):
