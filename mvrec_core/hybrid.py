@@ -14,9 +14,9 @@ def standardised(scores_BN: Tensor, allowed_BN: Tensor) -> Tensor:
     all candidates have one score. Raises nothing for NaN: the ranking does."""
     scores_BN = scores_BN.double()
     count_B1 = allowed_BN.sum(1, keepdim=True).clamp(min=1)
-    mean_B1 = (scores_BN * allowed_BN).sum(1, keepdim=True) / count_B1
+    mean_B1 = scores_BN.masked_fill(~allowed_BN, 0).sum(1, keepdim=True) / count_B1
     centred_BN = scores_BN - mean_B1
-    spread_B1 = ((centred_BN * allowed_BN).square().sum(1, keepdim=True) / count_B1).sqrt()
+    spread_B1 = (centred_BN.masked_fill(~allowed_BN, 0).square().sum(1, keepdim=True) / count_B1).sqrt()
     flat_B1 = spread_B1 <= 1e-9 * (1 + mean_B1.abs())
     return (centred_BN / spread_B1.masked_fill(flat_B1, 1)).masked_fill(flat_B1, 0)
 

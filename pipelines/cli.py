@@ -75,6 +75,8 @@ def evaluate(
 
     if config is None and checkpoint is None:
         raise ConfigError("evaluate needs --config FILE or --checkpoint DIR")
+    if config is None and overrides:
+        raise ConfigError("evaluate: section.key=value needs --config FILE, since it changes that file's values")
     if against is not None:
         verb.compare(_checkpoint(config, checkpoint, overrides), against)
         return
