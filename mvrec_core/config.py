@@ -235,10 +235,37 @@ class TrainConfig(Node):
     validate_every: int = Field(1, ge=1)
 
 
+Baseline = Literal["popularity", "recent_popularity", "own_frequency", "item_knn", "als", "bpr", "content"]
+
+
+class ItemKNNConfig(Node):
+    weighting: Literal["cosine", "tfidf", "bm25"] = "cosine"
+    neighbours: int = Field(20, ge=1)
+
+
+class ALSConfig(Node):
+    factors: int = Field(64, ge=1)
+    alpha: float = Field(1.0, gt=0)
+    regularization: float = Field(0.01, ge=0)
+    iterations: int = Field(15, ge=1)
+
+
+class BPRConfig(Node):
+    factors: int = Field(100, ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    regularization: float = Field(0.01, ge=0)
+    iterations: int = Field(100, ge=1)
+
+
 class EvaluateConfig(Node):
     exclude_seen: bool = True
     batch_size: int = Field(256, ge=1)
-    baselines: tuple[Literal["popularity", "item_knn", "als"], ...] = ("popularity", "item_knn", "als")
+    baselines: tuple[Baseline, ...] = ("popularity", "item_knn", "als")
+    hybrid: tuple[Literal["item_knn", "als"], ...] = ("item_knn", "als")  # tried beside the model; none: no hybrid
+    recent_share: float = Field(0.1, gt=0, le=1)  # of the dated events, the newest: what recent_popularity counts
+    item_knn: ItemKNNConfig = ItemKNNConfig()
+    als: ALSConfig = ALSConfig()
+    bpr: BPRConfig = BPRConfig()
 
 
 class ServeConfig(Node):

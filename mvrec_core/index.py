@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mvrec_core.errors import MVRecError
@@ -62,6 +63,21 @@ def top_k(
         index_B2K = torch.cat([index_BK, chunk_BK + start], dim=1)
         score_BK, order_BK = _sorted(score_B2K, k)
         index_BK = index_B2K.gather(1, order_BK)
+    return TopK(index_BK.masked_fill(score_BK == -torch.inf, NOTHING), score_BK)
+
+
+def best(scores_BN: Tensor, k: int) -> TopK:
+    """The k highest of scores that are there already, in the same order; -inf marks what may not come. Fewer than k
+    columns leave slots of NOTHING. Raises ValueError for k < 1, MVRecError for a score that is not a number."""
+    if k < 1:
+        raise ValueError(f"expected k >= 1, found {k}")
+    if torch.isnan(scores_BN).any():
+        raise MVRecError("scores: expected numbers to rank by, found NaN")
+    column_Bk = _best(scores_BN, min(k, scores_BN.shape[1]))
+    score_Bk, order_Bk = _sorted(scores_BN.gather(1, column_Bk), k)
+    missing = (0, k - score_Bk.shape[1])
+    index_BK = F.pad(column_Bk.gather(1, order_Bk), missing, value=NOTHING)
+    score_BK = F.pad(score_Bk, missing, value=-torch.inf)
     return TopK(index_BK.masked_fill(score_BK == -torch.inf, NOTHING), score_BK)
 
 

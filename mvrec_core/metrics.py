@@ -8,6 +8,9 @@ others tied with it, its position is uniform on a + 1 .. a + e + 1, and a metric
     sum over r = a + 1 .. min(k, a + e + 1) of g(r), divided by e + 1
     with g(r) = 1 for HR@k, 1 / log2(r + 1) for NDCG@k, 1 / r for MRR@k
 
+With one target a user there is no more to tell: recall@k is HR@k, precision@k is HR@k / k, and average precision, the
+mean over targets of the precision at each, is 1 / r where r <= k, so MAP@k is MRR@k. None is reported twice.
+
 AUC is the share of the other candidates below the target, a tied one counting half (Mann-Whitney).
 A target that cannot be ranked (not in the catalogue, or excluded) is a miss in every metric; its user is still counted.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,33 @@ class Recommender:
         """The users that have a target in "valid" or "test", and where it stands among the whole catalogue."""
         examples = stage_examples(self._histories, stage, self._max_len)
         return examples, training.rank_targets(self._model, self._histories, examples, self.config)
+
+    @torch.no_grad()
+    def score_stage(self, stage: str, batch_size: int) -> Iterator[tuple[Examples, torch.Tensor]]:
+        """The same users a batch at a time, and their scores of all rows of the catalogue, float32 [B, N]."""
+        examples = stage_examples(self._histories, stage, self._max_len)
+        for start in range(0, len(examples), batch_size):
+            part = examples[start : start + batch_size]
+            vectors = training.encode(self._model, self._histories, part, self._views)
+            yield part, (vectors @ self._items.T / self._model.tau + self._model.bias).float()
+
+    @torch.no_grad()
+    def item_texts(self) -> torch.Tensor | None:
+        """float [N, H]: the encoder's standardised vector of each item's text, zero where there is none; None where
+        there is no text view. The encoder is the checkpoint's: a tuned one gives other vectors than a frozen one."""
+        text = self._model.text
+        return None if text is None else text(torch.arange(len(self._items), device=self._device))[0]
+
+    def item_categories(self) -> dict[str, torch.Tensor]:
+        """{view: int64 [N, M]}: the categories of each item, by item-level category view; PAD where there is none."""
+        views = {name for name, view in self.config.views_at("item").items() if view.kind == "category"}
+        features = item_features(self.config, self._data.catalog.table, self._data.fitted)
+        return {name: values for name, values in features.items() if name in views}
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The catalogue's ids in index order."""
+        return self._data.catalog.table["item_id"].to_pylist()
 
     def lists(self, stage: str, k: int) -> pa.Table:
         """user_id, rank (from 1), item_id, score for stored users: "test" from what came before the test event, the

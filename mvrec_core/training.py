@@ -229,11 +229,17 @@ def rank_targets(model: MVRec, histories: Histories, examples: Examples, config:
 
 def rank_scores(scores_BN: Tensor, histories: Histories, examples: Examples, exclude_seen: bool) -> Ranks:
     """Ranks of the examples' targets by scores over all catalogue rows: the protocol of every model and baseline."""
+    target_B, allowed_BN = candidates(histories, examples, exclude_seen, scores_BN.shape[1], scores_BN.device)
+    return ranks(scores_BN, target_B, ~allowed_BN)
+
+
+def candidates(
+    histories: Histories, examples: Examples, exclude_seen: bool, n_rows: int, device: str | torch.device = "cpu"
+) -> tuple[np.ndarray, Tensor]:
+    """The examples' targets int64 [B], -1 for one outside the catalogue, and which rows may be ranked, bool [B, N]."""
     before = [
         histories.item[histories.events_of(user, stop)] for user, stop in zip(examples.user, examples.stop, strict=True)
     ]
-    allowed_BN = eligible(
-        [Filter(seen if exclude_seen else ()) for seen in before], scores_BN.shape[1], scores_BN.device
-    )
+    allowed_BN = eligible([Filter(seen if exclude_seen else ()) for seen in before], n_rows, device)
     target = histories.item[histories.offsets[examples.user] + examples.stop]
-    return ranks(scores_BN, np.where(target >= FIRST, target, -1), ~allowed_BN)
+    return np.where(target >= FIRST, target, -1), allowed_BN

@@ -65,6 +65,9 @@ def train(
 def evaluate(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
     checkpoint: Directory = None,
+    against: Annotated[
+        Path | None, typer.Option(help="another checkpoint directory: only compare the two, user by user")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """<run>/checkpoint -> <run>/metrics.json: valid and test, beside the baselines."""
@@ -72,12 +75,17 @@ def evaluate(
 
     if config is None and checkpoint is None:
         raise ConfigError("evaluate needs --config FILE or --checkpoint DIR")
+    if config is None and overrides:
+        raise ConfigError("evaluate: section.key=value needs --config FILE, since it changes that file's values")
+    if against is not None:
+        verb.compare(_checkpoint(config, checkpoint, overrides), against)
+        return
     if config is None:
         assert checkpoint is not None
         verb.evaluate(checkpoint, checkpoint.absolute().parent / "metrics.json")
         return
     run = load_config(config, overrides or [])
-    verb.evaluate(checkpoint or run.run_dir / "checkpoint", run.run_dir / "metrics.json", run.evaluate.baselines)
+    verb.evaluate(checkpoint or run.run_dir / "checkpoint", run.run_dir / "metrics.json", run.evaluate)
 
 
 @app.command()

@@ -4,90 +4,373 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
+from torch import Tensor
 
-from mvrec_core import baselines
+from mvrec_core import baselines, paired
+from mvrec_core.baselines import Evidence, Features, Scorer
+from mvrec_core.beyond_accuracy import Categories, ListSums, Space, Vectors
+from mvrec_core.calibration import CalibrationSums
 from mvrec_core.catalog import FIRST
-from mvrec_core.metrics import RankingSums, Ranks, bootstrap
+from mvrec_core.config import EvaluateConfig
+from mvrec_core.errors import DataError
+from mvrec_core.hybrid import WEIGHTS, blend, standardised
+from mvrec_core.index import best
+from mvrec_core.metrics import NAMES, RankingSums, Ranks, bootstrap, per_user, ranks
 from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import STAGES, TRAIN, Examples, Histories
-from mvrec_core.training import rank_scores
+from mvrec_core.training import CHOSEN_BY, candidates
 
 SHOWN = ("HR@10", "NDCG@10")
+OURS = "mvrec"
+LISTS = (10, 20)  # lengths of the lists that are looked at beyond accuracy
+CALIBRATED = 10  # of each user's list, the pairs that are calibrated besides all pairs
 COLD_USER, HOT_USER = 5, 50  # train events
+
+Blends = Mapping[str, tuple[float, ...]]  # of each CF model the weights to try
 
 
 def evaluate(
-    directory: Path, out: Path | None = None, chosen: tuple[str, ...] | None = None, log: Callable[[str], None] = print
+    directory: Path,
+    out: Path | None = None,
+    settings: EvaluateConfig | None = None,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Ranks the whole catalogue for every user of valid and test; writes and returns what design calls metrics.json."""
-    recommender = Recommender.load(directory)
-    config, histories = recommender.config, recommender.histories
-    report: dict[str, Any] = {
-        "protocol": {
-            "split": config.data.split.kind,
-            "ranking": "full catalogue",
-            "items": recommender.n_items,
-            "exclude_seen": config.evaluate.exclude_seen,
-            "ties": "expectation over random order",
-            "history": "every event before the target",
-        }
-    }
-    names = config.evaluate.baselines if chosen is None else chosen
-    report["baselines"] = {name: {} for name in names}
-    for stage in STAGES:
-        log(f"evaluate: ranking {recommender.n_items:,} items for every user of {stage}")
-        examples, ranked = recommender.rank_stage(stage)
-        report[stage] = RankingSums.from_ranks(ranked).means()
-        report[f"{stage}_users"] = len(ranked)
-        for name in names:
-            ranks = _baseline(name, histories, examples, stage, recommender)
-            report["baselines"][name][stage] = RankingSums.from_ranks(ranks).means()
-    report["users"] = len(ranked)
-    report["segments"] = _segments(histories, examples, ranked)
-    report["intervals"] = {name: span for name, span in bootstrap(ranked, config.seed).items() if name in SHOWN}
-    report["seed"], report["model_version"] = config.seed, recommender.model_version
+    """Ranks the whole catalogue for every user of valid and test; writes and returns what design calls metrics.json.
+    settings: how; None for those of the checkpoint."""
+    clock = Clock()
+    with clock("total"):
+        recommender = Recommender.load(directory)
+        report = _report(recommender, settings or recommender.config.evaluate, clock, log)
+    report["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
     if out is not None:
         aside = out.with_suffix(f".tmp-{os.getpid()}")
         aside.write_text(json.dumps(report, indent=1), encoding="utf-8")
         aside.replace(out)
-    log(table(config.name, report))
+    log(table(recommender.config.name, report))
     if out is not None:
         log(f"evaluate: wrote {out}")
     return report
 
 
+class Clock:
+    """Adds up the seconds of each part of the work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - began
+
+
+def _report(
+    recommender: Recommender, settings: EvaluateConfig, clock: Clock, log: Callable[[str], None]
+) -> dict[str, Any]:
+    histories, seed = recommender.histories, recommender.config.seed
+    spaces, train = _spaces(recommender), _train_events(recommender)
+    blends: Blends = dict.fromkeys(settings.hybrid, WEIGHTS)
+    report: dict[str, Any] = {
+        "protocol": {
+            "split": recommender.config.data.split.kind,
+            "ranking": "full catalogue",
+            "items": recommender.n_items,
+            "exclude_seen": settings.exclude_seen,
+            "ties": "expectation over random order",
+            "history": "every event before the target",
+        },
+        "baselines": {name: {} for name in settings.baselines},
+    }
+    for stage in STAGES:
+        log(f"evaluate: ranking {recommender.n_items:,} items for every user of {stage}")
+        found = Found(spaces if stage == "test" else None, train)
+        scorers = _fit(recommender, stage, {*settings.baselines, *blends}, settings, clock)
+        _rank(recommender, stage, scorers, blends, settings, found, clock)
+        report[stage] = found.means(OURS)
+        report[f"{stage}_users"] = len(found.ranks(OURS))
+        for name in settings.baselines:
+            report["baselines"][name][stage] = found.means(name)
+        if stage == "valid":
+            report["hybrid"] = _choose(found, blends)
+            blends = {report["hybrid"]["cf"]: (report["hybrid"]["weight"],)} if report["hybrid"] else {}
+    for of, weights in blends.items():
+        report["hybrid"]["test"] = found.means((of, *weights))
+    ranked = found.ranks(OURS)
+    report["users"] = len(ranked)
+    report["segments"] = _segments(histories, found.examples(), ranked, train)
+    report["intervals"] = {name: span for name, span in bootstrap(ranked, seed).items() if name in SHOWN}
+    report["beyond"] = {"test": found.beyond(OURS)}
+    for name in settings.baselines:
+        report["baselines"][name]["beyond"] = found.beyond(name)
+    report["calibration"] = {
+        "ece": found.pairs.error(),
+        f"ece_top{CALIBRATED}": found.top_pairs.error(),
+        "bins": found.pairs.bins(),
+        f"bins_top{CALIBRATED}": found.top_pairs.bins(),
+    }
+    report["seed"], report["model_version"] = seed, recommender.model_version
+    return report
+
+
+@dataclass
+class Found:
+    """What a stage gave so far, by model: its name, or (name, weight) of a blend of ours with it.
+
+    spaces: what lists are measured in; None: this stage's lists and probabilities are not looked at
+    train:  int64 [N], train events of each catalogue row
+    """
+
+    spaces: Mapping[str, Space] | None
+    train: np.ndarray
+    parts: list[Examples] = field(default_factory=list)
+    ranked: dict[Any, list[Ranks]] = field(default_factory=lambda: defaultdict(list))
+    lists: dict[tuple[str, int], ListSums] = field(default_factory=dict)
+    pairs: CalibrationSums = field(default_factory=CalibrationSums.empty)
+    top_pairs: CalibrationSums = field(default_factory=CalibrationSums.empty)
+
+    def ranks(self, model: Any) -> Ranks:
+        return Ranks.concatenate(self.ranked[model])
+
+    def means(self, model: Any) -> dict[str, float]:
+        return RankingSums.from_ranks(self.ranks(model)).means()
+
+    def examples(self) -> Examples:
+        return Examples(
+            *(
+                np.concatenate([getattr(p, name) for p in self.parts] or [np.empty(0, np.int64)])
+                for name in ("user", "start", "stop", "first", "limit")
+            )
+        )
+
+    def beyond(self, model: str) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for k in LISTS:
+            if (model, k) in self.lists:
+                out |= self.lists[model, k].means(self.train)
+        return out
+
+    def add_lists(self, model: str, lists_BK: Tensor, histories: list[np.ndarray]) -> None:
+        for k in LISTS:
+            sums = ListSums.of(lists_BK[:, :k], histories, self.train, self.spaces or {})
+            self.lists[model, k] = self.lists[model, k] + sums if (model, k) in self.lists else sums
+
+    def add_pairs(self, scores_BN: Tensor, allowed_BN: Tensor, target_B: Tensor, lists_BK: Tensor) -> None:
+        """The probabilities of ours: of all candidates, and of those at the top of the lists."""
+        outcome_BN = torch.zeros_like(allowed_BN)
+        rankable_B = target_B >= 0
+        outcome_BN[rankable_B, target_B[rankable_B]] = True
+        self.pairs += CalibrationSums.of(scores_BN[allowed_BN], outcome_BN[allowed_BN])
+        top_BK = lists_BK[:, :CALIBRATED]
+        there_BK, safe_BK = top_BK >= 0, top_BK.clamp(min=0)
+        self.top_pairs += CalibrationSums.of(
+            scores_BN.gather(1, safe_BK)[there_BK], outcome_BN.gather(1, safe_BK)[there_BK]
+        )
+
+
+def _fit(
+    recommender: Recommender, stage: str, names: set[str], settings: EvaluateConfig, clock: Clock
+) -> dict[str, Scorer]:
+    """Each baseline on all events before the stage."""
+    histories, n = recommender.histories, recommender.n_items
+    before = histories.split < STAGES[stage]
+    recent = before.copy()
+    recent[before] = baselines.newest(histories.time[before], settings.recent_share)
+    evidence = Evidence(
+        _matrix(histories, before, n),
+        _matrix(histories, recent, n),
+        _content(recommender) if "content" in names else None,
+    )
+    scorers = {}
+    for name in sorted(names):
+        with clock(name):  # threads: one, so that its figures do not depend on the machine
+            scorers[name] = baselines.fit(name, evidence, settings, recommender.config.seed)  # type: ignore[arg-type]
+    return scorers
+
+
+def _rank(
+    recommender: Recommender,
+    stage: str,
+    scorers: Mapping[str, Scorer],
+    blends: Blends,
+    settings: EvaluateConfig,
+    found: Found,
+    clock: Clock,
+) -> None:
+    """Every model's ranks of the stage's targets, from the history before each, a batch of users at a time."""
+    histories, n = recommender.histories, recommender.n_items
+    batches = recommender.score_stage(stage, settings.batch_size)
+    while True:
+        with clock(OURS):
+            part, ours_BN = next(batches, (None, None))
+        if part is None or ours_BN is None:
+            return
+        found.parts.append(part)
+        target, allowed_BN = candidates(histories, part, settings.exclude_seen, FIRST + n, ours_BN.device)
+        scores = {OURS: ours_BN}
+        before = _before(histories, part, n)
+        for name, scorer in scorers.items():
+            with clock(name):
+                given = np.asarray(scorer.scores(before, part.user))
+                scores[name] = torch.from_numpy(np.pad(given, ((0, 0), (FIRST, 0))))
+        for name, scores_BN in scores.items():
+            with clock(name):
+                found.ranked[name].append(ranks(scores_BN, target, ~allowed_BN))
+        with clock("hybrid"):
+            first_BN = standardised(ours_BN, allowed_BN) if blends else ours_BN
+            for name, weights in blends.items():
+                second_BN = standardised(scores[name], allowed_BN)
+                for weight in weights:
+                    mixed_BN = blend(first_BN, second_BN, weight)
+                    found.ranked[name, weight].append(ranks(mixed_BN, target, ~allowed_BN))
+        if found.spaces is None:
+            continue
+        taken = [histories.item[histories.events_of(u, s)] for u, s in zip(part.user, part.stop, strict=True)]
+        for name, scores_BN in scores.items():
+            with clock("beyond"):
+                lists_BK = best(scores_BN.masked_fill(~allowed_BN, -torch.inf), max(LISTS)).index
+                found.add_lists(name, lists_BK, taken)
+            if name == OURS:
+                with clock("calibration"):
+                    found.add_pairs(scores_BN, allowed_BN, torch.as_tensor(target), lists_BK)
+
+
+def _choose(found: Found, blends: Blends) -> dict[str, Any]:
+    """The CF model and its weight with the best validation NDCG@10, and what was tried; {} where nothing was. Of
+    equals the one that leans on our model most."""
+    tried = {
+        name: {str(weight): found.means((name, weight)).get(CHOSEN_BY, 0.0) for weight in weights}
+        for name, weights in blends.items()
+    }
+    if not tried:
+        return {}
+    score, weight, best_of = max((s, -float(w), name) for name, by in tried.items() for w, s in by.items())
+    return {
+        "cf": best_of,
+        "weight": -weight,
+        "scores": "standardised over each user's candidates",
+        "chosen_by": f"valid {CHOSEN_BY}",
+        "tried": tried,
+        "valid": found.means((best_of, -weight)),
+    }
+
+
 def table(name: str, report: dict[str, Any]) -> str:
     """The model beside the baselines, for people."""
-    lines = [f"{'':16}" + "".join(f"{stage + ' ' + metric:>16}" for stage in STAGES for metric in SHOWN)]
-    rows = {**report["baselines"], "mvrec": {stage: report[stage] for stage in STAGES}}
+    lines = [f"{'':18}" + "".join(f"{stage + ' ' + metric:>16}" for stage in STAGES for metric in SHOWN)]
+    rows = {**report["baselines"], OURS: {stage: report[stage] for stage in STAGES}}
+    hybrid = report["hybrid"]
+    if hybrid:
+        rows["hybrid"] = hybrid
     for label, stages in rows.items():
         cells = (stages[stage].get(metric) for stage in STAGES for metric in SHOWN)
-        lines.append(f"{label:16}" + "".join(f"{'-' if cell is None else format(cell, '.4f'):>16}" for cell in cells))
+        lines.append(f"{label:18}" + "".join(f"{'-' if cell is None else format(cell, '.4f'):>16}" for cell in cells))
+    if hybrid:
+        lines.append(
+            f"hybrid: {1 - hybrid['weight']:.1f} {OURS} + {hybrid['weight']:.1f} {hybrid['cf']}, chosen on valid"
+        )
+    beyond = "  ".join(f"{key} {value:.3f}" for key, value in report["beyond"]["test"].items() if key.endswith("@10"))
+    lines.append(f"{OURS} on test: {beyond}")
+    calibration = report["calibration"]
+    if calibration["ece"] is not None:
+        top = calibration[f"ece_top{CALIBRATED}"]
+        lines.append(
+            f"calibration error of the probability: {calibration['ece']:.5f} of all pairs, "
+            f"{top:.4f} of the top {CALIBRATED}"
+        )
     spans = "  ".join(f"{metric} {low:.3f} to {high:.3f}" for metric, (low, high) in report["intervals"].items())
-    lines.append(f"{report['users']} test users of '{name}'; 95% intervals of mvrec on test: {spans or 'none'}")
+    lines.append(f"{report['users']} test users of '{name}'; 95% intervals of {OURS} on test: {spans or 'none'}")
     return "\n".join(lines)
 
 
-def _baseline(name: str, histories: Histories, examples: Examples, stage: str, recommender: Recommender) -> Ranks:
-    """Fitted on all events before the stage, asked with each user's history before the target."""
-    interactions = _matrix(histories, histories.split < STAGES[stage], recommender.n_items)
-    # threads: one, so that its figures do not depend on the machine
-    scorer = baselines.fit(name, interactions, seed=recommender.config.seed)  # type: ignore[arg-type]
-    parts = []
-    size = recommender.config.evaluate.batch_size
-    for start in range(0, len(examples), size):
-        part = examples[start : start + size]
-        scores = np.asarray(scorer.scores(_before(histories, part, recommender.n_items)))
-        padded = torch.from_numpy(np.pad(scores, ((0, 0), (FIRST, 0))))
-        parts.append(rank_scores(padded, histories, part, recommender.config.evaluate.exclude_seen))
-    return Ranks.concatenate(parts)
+def compare(directory: Path, against: Path, log: Callable[[str], None] = print) -> dict[str, paired.Difference]:
+    """Two checkpoints on the same test users: each metric's difference with its interval and p-value.
+
+    Raises DataError where users, their targets, catalogues or protocols differ.
+    """
+    first, second = Recommender.load(directory), Recommender.load(against)
+    _refuse_other("items of the catalogue", set(first.item_ids), set(second.item_ids), directory, against)
+    if first.config.evaluate.exclude_seen != second.config.evaluate.exclude_seen:
+        raise DataError(f"evaluate.exclude_seen differs between {directory} and {against}, so the metrics do too")
+    values = []
+    targets = []
+    for recommender in (first, second):
+        examples, ranked = recommender.rank_stage("test")
+        users = recommender.histories.user_ids.take(examples.user).to_pylist()
+        items = recommender.histories.item[recommender.histories.offsets[examples.user] + examples.stop]
+        names = [recommender.item_ids[item - FIRST] if item >= FIRST else None for item in items]
+        targets.append(dict(zip(users, names, strict=True)))
+        values.append(per_user(ranked)[np.argsort(np.array(users, dtype=object), kind="stable")])
+    _refuse_other("test users", set(targets[0]), set(targets[1]), directory, against)
+    for user, item in targets[0].items():
+        if targets[1][user] != item:
+            raise DataError(
+                f"test item of user '{user}': '{item}' in {directory}, '{targets[1][user]}' in {against}, "
+                "so the two were not split alike"
+            )
+    if not targets[0]:
+        raise DataError(f"{directory}: no test users to compare")
+    found = paired.compare(values[0], values[1], NAMES, first.config.seed)
+    log(_differences(found, directory, against, len(values[0])))
+    return found
+
+
+def _refuse_other(what: str, first: set[str], second: set[str], directory: Path, against: Path) -> None:
+    for more, less, here, there in ((first, second, directory, against), (second, first, against, directory)):
+        only = more - less
+        if only:
+            raise DataError(f"{what} differ: {len(only)} only in {here}, such as '{min(only)}', not in {there}")
+
+
+def _differences(found: Mapping[str, paired.Difference], directory: Path, against: Path, users: int) -> str:
+    lines = [f"{'':10}{'first':>10}{'second':>10}{'difference':>12}{'95% interval':>22}{'p':>10}"]
+    for name, of in found.items():
+        span = f"{of.low:+.4f} to {of.high:+.4f}"
+        lines.append(f"{name:10}{of.first:10.4f}{of.second:10.4f}{of.difference:+12.4f}{span:>22}{of.p:10.4f}")
+    lines.append(f"{users} test users; first: {directory}; second: {against}; p of each metric alone, two-sided")
+    return "\n".join(lines)
+
+
+def _spaces(recommender: Recommender) -> dict[str, Space]:
+    """What tells how far apart items are: their text, and each category view."""
+    texts, name = recommender.item_texts(), recommender.config.text_view
+    spaces: dict[str, Space] = {} if texts is None or name is None else {name: Vectors(texts)}
+    return spaces | {view: Categories(values) for view, values in recommender.item_categories().items()}
+
+
+def _content(recommender: Recommender) -> Features | None:
+    """[items, F]: the vectors of the items' texts, or where there is no text view, which categories they have."""
+    texts, categories = recommender.item_texts(), recommender.item_categories()
+    if texts is not None:
+        return texts[FIRST:].cpu().numpy()
+    if not categories:
+        return None
+    blocks = []
+    for values in categories.values():
+        item, place = np.nonzero(values[FIRST:].numpy() >= FIRST)
+        value = values[FIRST:].numpy()[item, place] - FIRST
+        shape = (recommender.n_items, int(value.max(initial=0)) + 1)
+        blocks.append(csr_matrix((np.ones(len(item), np.float32), (item, value)), shape=shape).minimum(1))
+    return csr_matrix(hstack(blocks))
+
+
+def _train_events(recommender: Recommender) -> np.ndarray:
+    """int64 [N] of each catalogue row; none of PAD and UNKNOWN."""
+    train = recommender.histories.item[recommender.histories.split == TRAIN]
+    counts = np.bincount(train, minlength=FIRST + recommender.n_items)
+    counts[:FIRST] = 0
+    return counts
 
 
 def _matrix(histories: Histories, chosen: np.ndarray, n_items: int) -> csr_matrix:
@@ -108,26 +391,29 @@ def _before(histories: Histories, examples: Examples, n_items: int) -> csr_matri
     return csr_matrix((np.ones(len(item), np.float32), (user, item)), shape=(len(rows), n_items))
 
 
-def _segments(histories: Histories, examples: Examples, ranked: Ranks) -> dict[str, Any]:
-    """Test metrics by train events of the user (cold < 5 <= warm < 50 <= hot), and of the item (cold 0; hot: the most
-    popular items that hold half of the train events; the rest warm)."""
-    train = histories.split == TRAIN
-    running = np.concatenate([[0], np.cumsum(train)])
+def _segments(histories: Histories, examples: Examples, ranked: Ranks, train: np.ndarray) -> dict[str, Any]:
+    """Test metrics by train events of the user (cold < 5 <= warm < 50 <= hot), and of the item (cold 0, or not in the
+    catalogue; hot: the most popular items that hold half of the train events; the rest warm). Of each: its test users,
+    their share of all, how many of them have a target that cannot be ranked, and the items of the catalogue in it."""
+    running = np.concatenate([[0], np.cumsum(histories.split == TRAIN)])
     events = (running[histories.offsets[1:]] - running[histories.offsets[:-1]])[examples.user]
     user = np.where(events < COLD_USER, "cold", np.where(events < HOT_USER, "warm", "hot"))
-    target = histories.item[histories.offsets[examples.user] + examples.stop]
-    counts = np.bincount(histories.item[train], minlength=int(target.max(initial=FIRST)) + 1)
-    order = np.argsort(-counts, kind="stable")
-    hot = order[: int(np.searchsorted(np.cumsum(counts[order]), counts.sum() / 2)) + 1]
-    item = np.where(counts[target] == 0, "cold", np.where(np.isin(target, hot), "hot", "warm"))
-    return {
-        f"{kind}/{label}": {
-            "users": int((labels == label).sum()),
-            **RankingSums.from_ranks(ranked[labels == label]).means(),
-        }
-        for kind, labels in (("user", user), ("item", item))
-        for label in ("cold", "warm", "hot")
-    }
+    order = np.argsort(-train, kind="stable")
+    hot = order[: int(np.searchsorted(np.cumsum(train[order]), train.sum() / 2)) + 1]
+    heat = np.where(train == 0, "cold", np.where(np.isin(np.arange(len(train)), hot), "hot", "warm"))
+    item = heat[histories.item[histories.offsets[examples.user] + examples.stop]]
+    segments: dict[str, Any] = {}
+    for kind, labels in (("user", user), ("item", item)):
+        for label in ("cold", "warm", "hot"):
+            sums = RankingSums.from_ranks(ranked[labels == label])
+            segments[f"{kind}/{label}"] = {
+                "users": sums.users,
+                "share": sums.users / max(1, len(ranked)),
+                "unrankable": sums.unrankable,
+                **({"items": int((heat[FIRST:] == label).sum())} if kind == "item" else {}),
+                **sums.means(),
+            }
+    return segments
 
 
 if __name__ == "__main__":

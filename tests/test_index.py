@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvrec_core.errors import MVRecError
-from mvrec_core.index import NOTHING, top_k
+from mvrec_core.index import NOTHING, best, top_k
 
 
 def by_full_sort(scores: torch.Tensor, eligible: torch.Tensor, k: int) -> list[list[int]]:
@@ -66,3 +67,25 @@ def test_shapes_and_k_are_checked():
         top_k(torch.ones(1, 2), torch.ones(3, 3), 1)
     with pytest.raises(ValueError, match=r"bool \[1, 3\]"):
         top_k(torch.ones(1, 2), torch.ones(3, 2), 1, torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_best_of_scores_is_a_stable_sort_of_what_may_come():
+    scores = torch.from_numpy(np.random.default_rng(0).integers(0, 5, (20, 30)).astype(np.float32))
+    scores[scores == 0] = -torch.inf
+    found = best(scores, 12)
+    for row, index, score in zip(scores, found.index, found.score, strict=True):
+        order = row.sort(descending=True, stable=True)
+        assert score.tolist() == order.values[:12].tolist()
+        assert index.tolist() == order.indices[:12].masked_fill(order.values[:12] == -torch.inf, NOTHING).tolist()
+
+
+def test_best_fills_up_with_nothing():
+    found = best(torch.tensor([[1.0, -torch.inf, 3.0]]), 5)
+    assert (found.index.tolist(), found.score[0, 2:].isinf().all()) == ([[2, 0, NOTHING, NOTHING, NOTHING]], True)
+
+
+def test_best_refuses_nan_and_no_places():
+    with pytest.raises(MVRecError, match="found NaN"):
+        best(torch.tensor([[0.0, torch.nan]]), 1)
+    with pytest.raises(ValueError, match="expected k >= 1, found 0"):
+        best(torch.zeros(1, 2), 0)

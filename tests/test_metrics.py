@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from movielens import leave_one_out, needs_movielens
 
+from mvrec_core.baselines import Evidence, fit
+from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import MVRecError
 from mvrec_core.metrics import CUTOFFS, NAMES, RankingSums, Ranks, bootstrap, per_user, ranks
 
@@ -69,6 +72,29 @@ def test_equal_to_a_full_sort_on_a_large_catalogue():
         assert means[f"HR@{k}"] == pytest.approx(np.mean([r <= k for r in rank]), abs=1e-9)
         assert means[f"NDCG@{k}"] == pytest.approx(np.mean([(r <= k) / math.log2(r + 1) for r in rank]), abs=1e-9)
     assert means["AUC"] == pytest.approx(np.mean([(700 - r) / 699 for r in rank]), abs=1e-9)
+
+
+@needs_movielens
+@pytest.mark.parametrize("name", ["popularity", "item_knn"])
+def test_equal_to_a_public_library_on_real_lists(name):
+    """ranx has no rule for ties, so both get the lists in one order."""
+    from ranx import Qrels, Run  # here, as importing them takes seconds
+    from ranx import evaluate as public
+
+    fitted, target = leave_one_out()
+    users, seen = np.arange(fitted.shape[0]), fitted.toarray() > 0
+    scores = fit(name, Evidence(fitted, fitted), EvaluateConfig()).scores(fitted, users)
+    order = np.argsort(-np.where(seen, -np.inf, scores), axis=1, kind="stable")
+    scores = -np.argsort(order, axis=1).astype(float)
+    qrels = Qrels({str(u): {str(target[u]): 1} for u in users})
+    run = Run({str(u): {str(j): scores[u, j] for j in order[u, :20]} for u in users})
+    means = RankingSums.from_ranks(ranks(scores, target, seen)).means()
+    pairs = (("HR", "hit_rate"), ("NDCG", "ndcg"), ("MRR", "mrr"), ("MRR", "map"))  # of one target, MAP is MRR
+    found = public(qrels, run, [f"{theirs}@{k}" for _, theirs in pairs for k in CUTOFFS])
+    for ours, theirs in pairs:
+        for k in CUTOFFS:
+            assert means[f"{ours}@{k}"] == pytest.approx(found[f"{theirs}@{k}"], abs=1e-9)
+    assert found["map@20"] > 0.01
 
 
 def test_excluded_as_lists_equals_excluded_as_a_mask():

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import CheckpointError, DataError, ResourceError
 from mvrec_core.metrics import NAMES
 from pipelines.evaluate import evaluate
@@ -87,7 +88,8 @@ def test_metrics_of_a_checkpoint(checkpoint, tmp_path):
 
 
 def test_chosen_baselines_only(checkpoint):
-    assert list(evaluate(checkpoint, chosen=("popularity",), log=quiet)["baselines"]) == ["popularity"]
+    settings = EvaluateConfig(baselines=("popularity",))
+    assert list(evaluate(checkpoint, settings=settings, log=quiet)["baselines"]) == ["popularity"]
 
 
 @pytest.mark.parametrize(("stage", "users"), [("test", tiny.USERS), ("live", tiny.USERS + 3)])

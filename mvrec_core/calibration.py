@@ -1,0 +1,76 @@
+"""How far the probability sigmoid(s) can be believed. Sums that add up over batches and workers.
+
+What is calibrated: a pair of a user and a candidate (an item that may be recommended to that user) of a stage. The
+prediction p = sigmoid(s) is that this item is the user's next one, the outcome y whether it is. One candidate of a
+user at most has y = 1, so nearly all pairs have p near 0 and are easily right; the pairs of each user's top-k list,
+where p is large enough to be wrong, are the harder and more telling set.
+
+The expected calibration error is sum over bins of n_b / n |mean p - mean y| (Naeini, Cooper and Hauskrecht, AAAI 2015)
+with bins of equal mass (Nguyen and O'Connor, EMNLP 2015), as equal widths would put all pairs in one bin.
+Pairs are counted by score in CELLS narrow cells, and neighbouring cells are joined to bins of about n / BINS
+pairs, so a batch is forgotten at once. The border of a bin is therefore that of a cell, 1 / 64 wide in s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvrec_core.errors import MVRecError
+
+LOWEST, PER_UNIT, CELLS = -40, 64, 5120  # cells of s from -40 to 40; sigmoid(-40) is 4e-18
+BINS = 15
+
+
+@dataclass(frozen=True)
+class CalibrationSums:
+    """Per cell of s: pairs (int64), the sum of p (float64) and of y (int64), each [CELLS]. Sums of disjoint sets of
+    pairs add up to the sums of their union."""
+
+    pairs: np.ndarray
+    predicted: np.ndarray
+    observed: np.ndarray
+
+    @staticmethod
+    def empty() -> CalibrationSums:
+        return CalibrationSums(np.zeros(CELLS, np.int64), np.zeros(CELLS), np.zeros(CELLS, np.int64))
+
+    @staticmethod
+    def of(scores: Tensor, outcome: Tensor) -> CalibrationSums:
+        """scores: float [n] of any pairs; outcome: bool [n]. Raises MVRecError for a score that is not a number."""
+        if torch.isnan(scores).any():
+            raise MVRecError(f"scores: expected numbers, found NaN for pair {int(torch.isnan(scores).nonzero()[0])}")
+        scores = scores.double()
+        cell = ((scores - LOWEST) * PER_UNIT).clamp(0, CELLS - 1).long()
+        return CalibrationSums(
+            torch.bincount(cell, minlength=CELLS).cpu().numpy(),
+            torch.bincount(cell, scores.sigmoid(), minlength=CELLS).cpu().numpy(),
+            torch.bincount(cell[outcome], minlength=CELLS).cpu().numpy(),
+        )
+
+    def __add__(self, other: CalibrationSums) -> CalibrationSums:
+        return CalibrationSums(
+            self.pairs + other.pairs, self.predicted + other.predicted, self.observed + other.observed
+        )
+
+    def bins(self) -> list[tuple[float, float, int]]:
+        """Reliability: (mean p, share of y = 1, pairs) of each bin from the lowest score up; BINS or fewer."""
+        total = int(self.pairs.sum())
+        if not total:
+            return []
+        upto = np.cumsum(self.pairs)
+        bin_of = np.maximum(upto - 1, 0) * BINS // total  # by the last pair of a cell
+        pairs, predicted, observed = (
+            np.bincount(bin_of, values, BINS) for values in (self.pairs, self.predicted, self.observed)
+        )
+        return [
+            (float(p / n), float(y / n), int(n)) for n, p, y in zip(pairs, predicted, observed, strict=True) if n > 0
+        ]
+
+    def error(self) -> float | None:
+        """The expected calibration error, 0 to 1; None without pairs."""
+        bins, total = self.bins(), int(self.pairs.sum())
+        return sum(n * abs(p - y) for p, y, n in bins) / total if total else None
