@@ -47,10 +47,11 @@ class Batch:
         return Batch(**moved)
 
 
-def collate(histories: Histories, examples: Examples) -> Batch:
-    """The batch of some examples, on the CPU."""
+def collate(histories: Histories, examples: Examples, grain: int = 1) -> Batch:
+    """The batch of some examples, on the CPU. L is rounded up to a multiple of `grain`: a matrix product whose shape
+    was not seen before costs several times as much on a CPU, since its kernel has to be compiled."""
     length = examples.stop - examples.start
-    step = np.arange(int(length.max(initial=0)))
+    step = np.arange(-(-int(length.max(initial=0)) // grain) * grain)
     inside = step < length[:, None]
     first = histories.offsets[examples.user] + examples.start
     row = np.where(inside, first[:, None] + step, 0)

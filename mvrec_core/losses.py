@@ -29,15 +29,17 @@ class FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, users_PD: Tensor, items_CD: Tensor, target_P: Tensor) -> tuple[Tensor, Tensor]:
         """-> the mean loss, and the log of the normaliser [P], which has no gradient."""
-        kind = users_PD.device.type
+        kind, count = users_PD.device.type, len(users_PD)
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else users_PD.dtype
-        u_PD, v_CD = users_PD.to(narrow), items_CD.to(narrow)
+        rows_at_once = max(1, LOGITS // len(items_CD))
+        more = -count % rows_at_once  # zeros behind, so that all products have the same shape
+        u_PD, v_CD = F.pad(users_PD.to(narrow), (0, 0, 0, more)), items_CD.to(narrow)
+        column_P1 = F.pad(target_P, (0, more))[:, None]
         du_PD, dv_CD = torch.empty_like(u_PD), torch.zeros_like(items_CD)
         loss_P, normaliser_P = torch.empty(2, len(u_PD), device=u_PD.device)
-        rows_at_once = max(1, LOGITS // len(v_CD))
         for start in range(0, len(u_PD), rows_at_once):
             rows = slice(start, start + rows_at_once)
-            column_p1 = target_P[rows, None]
+            column_p1 = column_P1[rows]
             logit_pC = u_PD[rows] @ v_CD.T
             slope_pC = logit_pC.softmax(1, dtype=torch.float32)
             normaliser_p1 = logit_pC.amax(1, keepdim=True).float() - slope_pC.amax(1, keepdim=True).log()
@@ -47,6 +49,7 @@ class FullCrossEntropy(torch.autograd.Function):
             slope_pC = slope_pC.to(narrow)
             du_PD[rows] = slope_pC @ v_CD
             dv_CD += slope_pC.T @ u_PD[rows]
+        loss_P, normaliser_P, du_PD = loss_P[:count], normaliser_P[:count], du_PD[:count]
         ctx.save_for_backward(du_PD, dv_CD)
         ctx.mark_non_differentiable(normaliser_P)
         return loss_P.mean(), normaliser_P

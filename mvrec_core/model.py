@@ -31,6 +31,8 @@ from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.text import TextEncoder
 
+GRAIN, ROWS_GRAIN = 8, 256  # steps of a history, and rows of items or targets, come in multiples of these
+
 
 @dataclass(frozen=True)
 class ItemViews:
@@ -203,7 +205,10 @@ class MVRec(nn.Module):
         everything = settings.loss == "softmax"
         touched = torch.cat([batch.item.flatten(), target_P])
         known = self.known.nonzero()[:, 0]
-        needed = torch.cat([known, touched] if everything else [touched, sampled]).unique()
+        needed = (
+            torch.arange(self.n_rows, device=touched.device) if everything else torch.cat([touched, sampled]).unique()
+        )
+        needed = F.pad(needed, (0, -len(needed) % ROWS_GRAIN), value=PAD)  # few shapes, as in collate
         live = None
         if self.text is not None and self.text.tuned:
             live = self.text.choose_live(touched, generator)
@@ -216,12 +221,13 @@ class MVRec(nn.Module):
         if everything:
             among = torch.zeros_like(place)
             among[known] = torch.arange(len(known), device=known.device)
-            return losses.softmax(users_PD, items_nD[place[known]], among[target_P], self.tau, self.bias)
+            return losses.softmax(users_PD, items_nD.index_select(0, known), among[target_P], self.tau, self.bias)
         positive_P = (users_PD * items_nD[place[target_P]]).sum(-1)
         if settings.loss == "bce":
             negative_P = (users_PD * items_nD[place[sampled]]).sum(-1)
             return losses.bce(positive_P, negative_P, self.tau, self.bias)
-        negative_PC = users_PD @ items_nD[place[sampled]].T
+        more = -len(users_PD) % ROWS_GRAIN
+        negative_PC = (F.pad(users_PD, (0, 0, 0, more)) @ items_nD[place[sampled]].T)[: len(users_PD)]
         log_q = (self.draw / self.draw.sum()).clamp(min=1e-12).log()
         return losses.sampled_softmax(positive_P, negative_PC, target_P, sampled, log_q, self.tau, self.bias)
 
@@ -242,7 +248,7 @@ class SequenceEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.position = nn.Embedding(config.max_len + 1, config.dim)
+        self.position = nn.Embedding(-(-config.max_len // GRAIN) * GRAIN + 1, config.dim)
         nn.init.normal_(self.position.weight, std=config.dim**-0.5 / 4)
         self.enter = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)

@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
 
     def encode(self, ids: Tensor, size: Tensor) -> Tensor:
         """Token ids [n, I] and lengths [n] -> [n, H], the mean over each text's tokens."""
-        longest = int(size.max())
+        longest = min(-(-int(size.max()) // 8) * 8, ids.shape[1])  # few shapes, as in collate
         ids = ids[:, :longest].long()
         mask = torch.arange(longest, device=ids.device) < size[:, None]
         hidden = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state

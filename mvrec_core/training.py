@@ -17,7 +17,7 @@ from mvrec_core.catalog import FIRST
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums, Ranks, ranks
-from mvrec_core.model import ItemViews, MVRec
+from mvrec_core.model import GRAIN, ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
 from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
 
@@ -92,7 +92,7 @@ def fit(
         total = torch.zeros(2, dtype=torch.float64)
         examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]), before)
         for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
-            batch = collate(histories, examples[mine]).to(workers.device)
+            batch = collate(histories, examples[mine], GRAIN).to(workers.device)
             with autocast(config, workers.device):
                 loss = parallel(batch, generator) * share
             optimiser.zero_grad(set_to_none=True)
@@ -210,7 +210,7 @@ def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
 def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> Tensor:
     """Users' unit vectors [B, D] after the last step of each example."""
     model.eval()
-    batch = collate(histories, examples).to(model.draw.device)
+    batch = collate(histories, examples, GRAIN).to(model.draw.device)
     vectors_BTD = model.user_vectors(batch, views, batch.item)
     return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
 
