@@ -226,8 +226,10 @@ def sums(values: pl.Series, view: View) -> dict[str, Any]:
         return {"count": len(there), "mean": mean, "squares": float(((there - mean) ** 2).sum())}
     if isinstance(view, VectorView):
         lists = values.drop_nulls()
+        if lists.is_empty():
+            return {"count": 0, "mean": [], "squares": []}
         matrix = lists.explode().to_numpy().astype(np.float64).reshape(len(lists), -1)
-        means = matrix.mean(0) if len(lists) else matrix.sum(0)
+        means = matrix.mean(0)
         return {"count": len(lists), "mean": means.tolist(), "squares": ((matrix - means) ** 2).sum(0).tolist()}
     return {}
 

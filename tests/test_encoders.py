@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mvrec_core.encoders import GAPS, SECOND, CategoryEncoder, IdEncoder, NumberEncoder, TimeEncoder, gap_bucket
+from mvrec_core.encoders import (
+    GAPS,
+    SECOND,
+    CategoryEncoder,
+    IdEncoder,
+    NumberEncoder,
+    TimeEncoder,
+    VectorEncoder,
+    gap_bucket,
+)
 from mvrec_core.features import MISSING_TIME
 
 DAY = 86400
@@ -46,6 +55,15 @@ def test_a_category_is_the_mean_of_its_values():
 def test_a_missing_number_is_masked_and_finite():
     z, present = NumberEncoder(4)(torch.tensor([0.5, float("nan"), 5.0, 900.0]))
     assert present.tolist() == [True, False, True, True] and bool(z.isfinite().all())
+    torch.testing.assert_close(z[2], z[3])  # far outliers are one
+
+
+def test_a_missing_vector_is_masked_and_finite():
+    encoder = VectorEncoder(2, 4, dropout=0.5).eval()
+    z, present = encoder(torch.tensor([[0.5, -1.0], [float("nan")] * 2, [5.0, 1.0], [900.0, 1.0]]))
+    assert present.tolist() == [True, False, True, True] and z.shape == (4, 4)
+    torch.testing.assert_close(z[0], encoder.net[1](torch.tensor([0.5, -1.0])))
+    torch.testing.assert_close(z[1], encoder.net[1].bias)
     torch.testing.assert_close(z[2], z[3])  # far outliers are one
 
 

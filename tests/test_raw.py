@@ -498,7 +498,7 @@ def test_parquet_types(tmp_path):
         "list": (pa.array([["甲", None], None]), [["甲", None], None], [["甲", None], None]),
         "days": (pa.array([[day], None]), [["2017-01-01"], None], [["2017-01-01"], None]),
         "blobs": (pa.array([[b"\xff", None], []]), [["/w==", None], []], [["/w==", None], []]),
-        "vector": (pa.array([[1, 2], None], pa.list_(pa.int64(), 2)), [["1", "2"], None], [["1", "2"], None]),
+        "vector": (pa.array([[1, 2], None], pa.list_(pa.int64(), 2)), [[1, 2], None], [["1", "2"], None]),
         "struct": (pa.array([{"a": 1, "b": "中"}, None]), ['{"a": 1, "b": "中"}', None], [{"a": 1, "b": "中"}, None]),
         "structs": (pa.array([[{"a": 1}], None]), [['{"a": 1}'], None], [[{"a": 1}], None]),
         "deep": (pa.array([{"a": b"\xff"}, None]), ['{"a": "/w=="}', None], ['{"a": "/w=="}', None]),

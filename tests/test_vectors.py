@@ -6,6 +6,7 @@ import json
 import math
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,8 @@ from mvrec_core.config import VectorView, parse_config
 from mvrec_core.errors import ConfigError, DataError, RequestError
 from mvrec_core.features import Fitted
 from mvrec_core.recommender import Candidate, Recommender, Request
-from pipelines import tables, vectors
+from pipelines import catalogue, tables, vectors
+from pipelines.buckets import fit, sums
 from pipelines.recommend import recommend
 from pipelines.train import train
 
@@ -158,6 +160,18 @@ def test_views_that_cannot_be():
     assert "views.image reads a column of items: set data.items, or views.image.path" in refused({"image": IMAGE})
     both = {"image": IMAGE, "x": {"kind": "category", "level": "item", "column": "image"}}
     assert "views.x reads 'image', which holds the vectors of views.image" in refused(both, {"path": "i"})
+
+
+def test_fitting_adds_up_and_leaves_what_never_varies():
+    view = VectorView(**IMAGE)
+    rows = [[1.0, 5.0], [3.0, 5.0], None, [8.0, 5.0]]
+    series = [pl.Series(part, dtype=pl.List(pl.Float32)) for part in (rows[:2], rows[2:3], rows[3:])]
+    fitted = fit(view, [sums(one, view) for one in series])
+    assert fitted["count"] == 3 and fitted["std"][1] == 1.0
+    np.testing.assert_allclose(fitted["mean"], [4.0, 5.0])
+    np.testing.assert_allclose(fitted["std"][0], np.std([1.0, 3.0, 8.0]))
+    assert fit(view, [sums(series[1], view)])["count"] == 0
+    assert catalogue._unfitted("image", series[0]) == {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
 
 
 # in the model
