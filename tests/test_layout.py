@@ -30,7 +30,11 @@ ORDER = (
     "training",
     "baselines",
     "checkpoint",
+    "requests",
+    "masking",
+    "explanations",
     "recommender",
+    "ablations",
 )
 FILES = [path for folder in ("mvrec_core", "pipelines", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
