@@ -18,6 +18,7 @@ from mvrec_core.metrics import RankingSums, Ranks, bootstrap
 from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import STAGES, TRAIN, Examples, Histories
 from mvrec_core.training import rank_scores
+from pipelines import run_report
 
 SHOWN = ("HR@10", "NDCG@10")
 COLD_USER, HOT_USER = 5, 50  # train events
@@ -57,6 +58,7 @@ def evaluate(
         aside = out.with_suffix(f".tmp-{os.getpid()}")
         aside.write_text(json.dumps(report, indent=1), encoding="utf-8")
         aside.replace(out)
+        run_report.write(out.parent, recommender, report)
     log(table(config.name, report))
     if out is not None:
         log(f"evaluate: wrote {out}")

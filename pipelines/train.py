@@ -24,6 +24,7 @@ from pipelines.files import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
 PROGRESS = "train.log"  # in the run: a line an epoch, written by rank 0, shown by the driver
+CURVES = "curves.jsonl"  # the same for programs: epoch, loss, seconds, best, valid as JSON
 
 
 def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
@@ -60,6 +61,7 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
             name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
         ),
     )
+    (config.run_dir / CURVES).write_text("", encoding="utf-8")
     with _shown(config.run_dir / PROGRESS, log):
         try:
             result = trainer.fit()
@@ -146,7 +148,7 @@ def _worker(settings: dict[str, Any]) -> None:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
             best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if leads:
-            _say(config.run_dir / PROGRESS, epoch, valid, config.train.epochs)
+            _say(config.run_dir, epoch, valid, config.train.epochs)
         report = {
             "epoch": epoch.number,
             "loss": epoch.loss,
@@ -163,10 +165,13 @@ def _worker(settings: dict[str, Any]) -> None:
             ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
-def _say(path: Path, epoch: training.Epoch, valid: dict[str, float], epochs: int) -> None:
+def _say(run: Path, epoch: training.Epoch, valid: dict[str, float], epochs: int) -> None:
+    point = {"epoch": epoch.number, "loss": epoch.loss, "seconds": epoch.seconds, "best": epoch.best, "valid": valid}
+    with (run / CURVES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
     mark = "  best so far" if epoch.best else ""
-    with path.open("a", encoding="utf-8") as file:
+    with (run / PROGRESS).open("a", encoding="utf-8") as file:
         file.write(
             f"epoch {epoch.number:3d}/{epochs}  loss {epoch.loss:.4f}  valid {shown}  {epoch.seconds:.1f} s{mark}\n"
         )

@@ -10,11 +10,11 @@ import sys
 import unicodedata
 import warnings
 from datetime import date, timedelta
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 
 from pipelines import prepare_report
 
@@ -83,25 +83,6 @@ EVENTS_ONLY = {
     "popularity": [7],
     "popularity_ranks": [1],
 }
-
-
-class Page(HTMLParser):
-    """The tags with their attributes, and the visible text of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    def values(self, *names: str) -> list[str | None]:
-        return [attrs[name] for _, attrs in self.tags for name in names if name in attrs]
 
 
 def columns(text: str) -> int:
