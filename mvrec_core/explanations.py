@@ -12,7 +12,8 @@ so that they add up to s(u, j) - baseline (its axiom of completeness). The basel
 with the mean item in every event: what the profile, the times, the ratings and the item's own popularity give. A zero
 baseline would stand outside of what the model knows: its first layer normalises, so the whole change of the score
 would happen next to zero. The integral is a Gauss-Legendre sum, whose error is what is left over and is reported; nodes
-are doubled until it is below 1% of the sum of the contributions' sizes. Measured on MovieLens-100K: 8 nodes, 0.15%.
+are doubled until it is below 1% of the sum of the contributions' sizes (on 640 items of
+MovieLens-100K: 0.09% at most).
 
 Shapes: B users, L steps, N catalogue rows, K item-level views, D dimensions, k items to explain a user.
 """

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOTALS = ("HR@10", "NDCG@10", "MRR@10", "AUC")
 SHOWN = "NDCG@10"
+VALIDATION = {"NDCG@10": "main", "HR@10": "valid"}  # metric -> colour
 PEOPLE, ITEMS, EVENTS = 4, 5, 3  # sample users, items of a list, events of an explanation
 ROW = 24  # points of a bar with its name
 VIEW_COLOURS = [name for name in COLOURS if name.startswith("view-")]
@@ -76,7 +77,8 @@ def html(
     views = list(dict.fromkeys(view for each in weights for view in each))
     item_views = [view for _, _, answer in people for item in answer.items for view in reason(item).views]
     colours = {view: VIEW_COLOURS[n % len(VIEW_COLOURS)] for n, view in enumerate(dict.fromkeys(views + item_views))}
-    models = {"mvrec": report["test"], **({"hybrid": report["hybrid"]} if _is_metrics(report.get("hybrid")) else {})}
+    hybrid = (report.get("hybrid") or {}).get("test")
+    models = {"mvrec": report["test"], **({"hybrid": hybrid} if hybrid else {})}
     models |= {label: stages["test"] for label, stages in report["baselines"].items() if stages.get("test")}
     span = report.get("intervals", {}).get(SHOWN)
     plots = [
@@ -109,11 +111,11 @@ def html(
         intervals=report.get("intervals") or {},
         metrics=[metric for metric in report["test"] if metric.endswith("@10") or metric == "AUC"],
         segments={label: each for label, each in report.get("segments", {}).items() if each["users"]},
-        others=_numbers(report.get("beyond") or {}),
+        beyond=_beyond(report),
         conflict=report.get("view_conflict") or {},
         plots=plots,
         people=people,
-        colours=colours,
+        colours={view: colours[view] for view in dict.fromkeys(item_views)},
         strongest=lambda item: sorted(reason(item).events, key=lambda event: -event.score)[:EVENTS],
         others_of=lambda item, told: item.score - reason(item).baseline - sum(event.score for event in told),
     )
@@ -131,29 +133,19 @@ def _if(
     return [plot(name, title, draw, legend, height)] if there else []
 
 
-def _is_metrics(found: Any) -> bool:
-    return isinstance(found, Mapping) and SHOWN in found
-
-
 def _bins(report: Mapping[str, Any]) -> list[Sequence[float]]:
     bins = (report.get("calibration") or {}).get("bins", [])
     return [each for each in bins if each[0] > 0 and each[1] > 0]
 
 
-def _numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a tree by their path: {"a b": 1.0}."""
-    found: dict[str, float] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{key} ")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = value
-    return found
+def _beyond(report: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """What lists are like beyond their accuracy: {model: {measure: value}}."""
+    found = {"mvrec": (report.get("beyond") or {}).get("test")}
+    found |= {label: stages.get("beyond") for label, stages in report["baselines"].items()}
+    return {label: values for label, values in found.items() if values}
 
 
 # plots
-
-VALIDATION = {"NDCG@10": "main", "HR@10": "valid"}
 
 
 def _epochs(ax: Axes, epochs: Sequence[int]) -> None:

@@ -20,8 +20,8 @@ from pipelines.train import CURVES, _say
 
 REASONS = {
     "calibration": {"ece": 0.0123, "ece_top10": 0.0345, "bins": [[0.0, 0.0, 3], [0.001, 0.002, 900], [0.1, 0.05, 40]]},
-    "beyond": {"coverage@10": 0.625, "gini": {"lists": 0.5}},
-    "hybrid": {"HR@10": 0.5, "NDCG@10": 0.4321},
+    "beyond": {"test": {"coverage@10": 0.625, "gini_of_items@10": 0.5}},
+    "hybrid": {"cf": "als", "weight": 0.3, "test": {"HR@10": 0.5, "NDCG@10": 0.4321}},
 }
 WHOLE = [
     "Training loss",
@@ -87,7 +87,7 @@ def test_all_there_is_is_shown(whole, report):
     texts = Page(whole).texts
     for metric in ("HR@10", "NDCG@10", "AUC"):
         assert texts.count(f"{report['test'][metric]:.4f}") >= 2, metric  # total, and row of the table
-    for text in ("popularity", "hybrid", "0.4321", "coverage@10", "gini lists", "0.625", "id and text"):
+    for text in ("popularity", "hybrid", "0.4321", "coverage@10", "gini of items@10", "0.625", "id and text"):
         assert text in texts, text
     for text in (
         "From 2.000 to 0.000 in 3 epochs, 6 s in all.",
@@ -149,7 +149,7 @@ def test_names_are_text_and_never_markup(report, plain_recommender):
     evil = "<script>alert('坏')</script>"
     weights = [{evil: 1.0}]
     one = Examples(*(np.array([1]) for _ in range(5)))
-    found = report | {"baselines": {evil: {"test": report["test"]}}, "beyond": {evil: 1.0}}
+    found = report | {"baselines": {evil: {"test": report["test"]}}, "beyond": {"test": {evil: 1.0}}}
     page = Page(run_report.html(evil, found, [], one, weights, []))
     assert "script" not in {tag for tag, _ in page.tags} and page.texts.count(evil) >= 4
 
