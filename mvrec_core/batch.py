@@ -71,12 +71,13 @@ def collate(histories: Histories, examples: Examples, grain: int = 1) -> Batch:
         now=torch.from_numpy(now),
         length=torch.from_numpy(length),
         target=torch.from_numpy(_padded(histories.item, following, wanted, PAD)),
-        event={name: torch.from_numpy(_padded(v, row, inside, _missing(v))) for name, v in histories.event.items()},
+        event={name: torch.from_numpy(_padded(v, row, inside, missing(v))) for name, v in histories.event.items()},
         user={name: torch.from_numpy(values[examples.user]) for name, values in histories.user.items()},
     )
 
 
-def _missing(values: np.ndarray) -> int | float:
+def missing(values: np.ndarray) -> int | float:
+    """What stands for no value in a view's array as Fitted.encode gives it: NaN, PAD or MISSING_TIME."""
     if values.dtype.kind == "f":
         return np.nan
     return PAD if values.ndim == 2 else MISSING_TIME

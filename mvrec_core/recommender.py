@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import torch
 
 from mvrec_core import checkpoint, training
 from mvrec_core.catalog import FIRST, UNKNOWN
-from mvrec_core.config import CategoryView, Config, NumberView, TextView, VectorView
+from mvrec_core.config import Config
 from mvrec_core.errors import RequestError
-from mvrec_core.features import MISSING_TIME
+from mvrec_core.explanations import Explainer, Explanation, user_weights
 from mvrec_core.index import NOTHING, top_k
+from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.schema import read_value, read_vectors
+from mvrec_core.requests import MICROSECONDS, Candidate, Request, continued, microseconds, read_events, read_features
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
-
-MICROSECONDS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Event:
-    """One event of a request; timestamp in Unix seconds, values by event-level column (such as "rating")."""
-
-    item_id: str
-    timestamp: float | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A known user, a list of events, or both: then the events follow the stored history."""
-
-    user_id: str | None = None
-    events: tuple[Event, ...] = ()
-    k: int = 10
-    exclude_seen: bool = True
-    allow: frozenset[str] | None = None
-    deny: frozenset[str] = frozenset()
-    explain: bool = False
-    now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
+from mvrec_core.training import rank_scores
 
 
 @dataclass(frozen=True)
@@ -56,24 +32,18 @@ class Recommended:
     score: float
     rank: int  # from 1
     display: str | None
-    views: dict[str, float] | None  # the item's view weights, where an explanation was asked for
+    explanation: Explanation | None = None  # where it was asked for
 
 
 @dataclass(frozen=True)
 class Answer:
-    """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: of the request's events."""
+    """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: of the request's events;
+    views: the mean view weights of the user's steps, where an explanation was asked for."""
 
     rung: str
     items: list[Recommended]
     unknown_items: int
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An item of the catalogue by its id, or a new one by its raw columns."""
-
-    item_id: str | None = None
-    features: Mapping[str, Any] | None = None
+    views: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +76,8 @@ class Recommender:
         self._device = loaded.item_vectors.device
         self._views, _ = training.catalogue(self._model)
         with torch.no_grad():
-            self._weights = self._model.item_vectors(self._views)[1]
+            weights = self._model.item_vectors(self._views)[1]
+        self._explainer = Explainer(self._model, self._data.catalog, self._views, weights, self._items)
         train = self._histories.item[self._histories.split == TRAIN]
         counts = np.bincount(train, minlength=len(self._items)).astype(np.float32)
         self._popularity = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
@@ -143,7 +114,7 @@ class Recommender:
         vectors = self._items[index]
         if new:
             vectors = vectors.clone()
-            vectors[new] = self._new_vectors([dict(candidates[place].features or {}) for place in new], new)
+            vectors[new] = self._new_vectors([dict(candidates[place].features or {}) for place in new])
         known = (index >= FIRST) | np.isin(np.arange(len(candidates)), new)
         if rung == "popularity":
             known &= index >= FIRST
@@ -169,7 +140,7 @@ class Recommender:
             raise RequestError(f"item_id: '{item_id}' is not in the catalogue", "item_id", 404)
         allowed = eligible([Filter(deny=[index])], len(self._items), self._device)
         found = top_k(self._items[[index]], self._items, k, allowed)
-        return self._list(found.index[0].tolist(), found.score[0].tolist(), explain=False)
+        return self._list(found.index[0].tolist(), found.score[0].tolist())
 
     def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` events of a stored user, newest first: item_id, display, timestamp in Unix seconds."""
@@ -196,10 +167,33 @@ class Recommender:
 
     # evaluation and batch lists
 
-    def rank_stage(self, stage: str) -> tuple[Examples, Ranks]:
-        """The users that have a target in "valid" or "test", and where it stands among the whole catalogue."""
+    @torch.no_grad()
+    def rank_stage(self, stage: str, hidden: Collection[str] = ()) -> tuple[Examples, Ranks]:
+        """The users that have a target in "valid" or "test", and where it stands among the whole catalogue when the
+        hidden views are not there."""
         examples = stage_examples(self._histories, stage, self._max_len)
-        return examples, training.rank_targets(self._model, self._histories, examples, self.config)
+        exclude_seen = self.config.evaluate.exclude_seen
+        ranked = [
+            rank_scores(users @ items.T / self._model.tau + self._model.bias, self._histories, part, exclude_seen)
+            for part, users, items in self._encoded(examples, hidden)
+        ]
+        return examples, Ranks.concatenate(ranked)
+
+    def best_rows(self, stage: str, k: int, hidden: Collection[str] = ()) -> tuple[Examples, torch.Tensor]:
+        """The same users and their k best catalogue rows, int64 [B, k], NOTHING where fewer may come."""
+        examples = stage_examples(self._histories, stage, self._max_len)
+        best = [
+            top_k(users, items, k, eligible(self._seen_before(part), len(items), self._device)).index
+            for part, users, items in self._encoded(examples, hidden)
+        ]
+        return examples, torch.cat([torch.empty(0, k, dtype=torch.int64, device=self._device), *best])
+
+    def view_weights(self, stage: str) -> tuple[Examples, list[dict[str, float]]]:
+        """The same users and the mean view weights of their steps, {} where there are none."""
+        examples = stage_examples(self._histories, stage, self._max_len)
+        size = self.config.evaluate.batch_size
+        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+        return examples, [w for p in parts for w in user_weights(self._model, self._histories, p, self._views)]
 
     @torch.no_grad()
     def score_stage(self, stage: str, batch_size: int) -> Iterator[tuple[Examples, torch.Tensor]]:
@@ -238,16 +232,12 @@ class Recommender:
             else stage_examples(self._histories, stage, self._max_len)
         )
         columns: dict[str, list[Any]] = {"user_id": [], "rank": [], "item_id": [], "score": []}
-        for start in range(0, len(examples), self.config.evaluate.batch_size):
-            part = examples[start : start + self.config.evaluate.batch_size]
-            vectors = training.encode(self._model, self._histories, part, self._views)
-            filters = [
-                self._filter(self._histories.item[self._histories.events_of(u, s)], self.config.evaluate.exclude_seen)
-                for u, s in zip(part.user, part.stop, strict=True)
-            ]
-            for user, (index, score) in zip(part.user.tolist(), self._best(vectors, filters, k), strict=True):
+        for part, vectors, _ in self._encoded(examples):
+            for user, (index, score) in zip(
+                part.user.tolist(), self._best(vectors, self._seen_before(part), k), strict=True
+            ):
                 user_id = self._histories.user_ids[user].as_py()
-                for recommended in self._list(index, score, explain=False):
+                for recommended in self._list(index, score):
                     columns["user_id"].append(user_id)
                     columns["rank"].append(recommended.rank)
                     columns["item_id"].append(recommended.item_id)
@@ -261,6 +251,26 @@ class Recommender:
 
     # inside
 
+    @torch.no_grad()
+    def _encoded(
+        self, examples: Examples, hidden: Collection[str] = ()
+    ) -> Iterator[tuple[Examples, torch.Tensor, torch.Tensor]]:
+        """Some examples at a time, their users' vectors [B, D] and the catalogue's [N, D], without the hidden views."""
+        views, items, histories = self._views, self._items, self._histories
+        if hidden:
+            views = hide_items(views, self.config, hidden)
+            items, histories = self._model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
+        for start in range(0, len(examples), self.config.evaluate.batch_size):
+            part = examples[start : start + self.config.evaluate.batch_size]
+            yield part, training.encode(self._model, histories, part, views), items
+
+    def _seen_before(self, examples: Examples) -> list[Filter]:
+        """What each example's list leaves out: by configuration, the items of its history."""
+        return [
+            self._filter(self._histories.item[self._histories.events_of(u, s)], self.config.evaluate.exclude_seen)
+            for u, s in zip(examples.user, examples.stop, strict=True)
+        ]
+
     @property
     def _max_len(self) -> int:
         return self.config.model.max_len
@@ -273,7 +283,7 @@ class Recommender:
         try:
             self._check_k(request.k)
             if request.events:
-                self._encode_events([request.events])
+                read_events(self.config, self._data, [request.events])
         except RequestError as error:
             return error
         return None
@@ -289,19 +299,42 @@ class Recommender:
             allow = None if request.allow is None else self._known(request.allow)
             seen = histories.item[histories.events_of(place)]
             filters.append(self._filter(seen, request.exclude_seen, allow, self._known(request.deny)))
-        most = max(request.k for request in requests)
-        by_model = self._best(vectors, filters, most)
-        answers = []
-        for place, (request, user) in enumerate(zip(requests, users, strict=True)):
-            rung = self._rung(user)
-            index, score = by_model[place]
+        best = self._best(vectors, filters, max(request.k for request in requests))
+        rungs = [self._rung(user) for user in users]
+        for place, (request, rung) in enumerate(zip(requests, rungs, strict=True)):
             if rung == "popularity":
                 mask = eligible([filters[place]], len(self._items), self._device)
-                best = top_k(self._popularity.new_ones(1, 1), self._popularity[:, None], request.k, mask)
-                index, score = best.index[0].tolist(), best.score[0].tolist()
-            items = self._list(index[: request.k], score[: request.k], request.explain)
-            answers.append(Answer(rung, items, user.unknown))
+                found = top_k(self._popularity.new_ones(1, 1), self._popularity[:, None], request.k, mask)
+                best[place] = found.index[0].tolist(), found.score[0].tolist()
+        lists = [self._list(row[: r.k], score[: r.k]) for (row, score), r in zip(best, requests, strict=True)]
+        answers = [Answer(rung, items, user.unknown) for rung, items, user in zip(rungs, lists, users, strict=True)]
+        asked = [place for place, request in enumerate(requests) if request.explain]
+        if asked:
+            mask = eligible([filters[place] for place in asked], len(self._items), self._device)
+            part = examples[np.array(asked)]
+            explained = self._explained([answers[place] for place in asked], histories, part, mask)
+            for place, answer in zip(asked, explained, strict=True):
+                answers[place] = answer
         return answers
+
+    def _explained(
+        self, answers: Sequence[Answer], histories: Histories, examples: Examples, eligible_BN: torch.Tensor
+    ) -> list[Answer]:
+        """The answers to the examples' users with an explanation of each item; popularity rests on no event or view."""
+        index = [self._data.catalog.ids.index([item.item_id for item in answer.items]) for answer in answers]
+        found = self._explainer.explain(histories, examples, index, eligible_BN)
+        weights = user_weights(self._model, histories, examples, self._views)
+        out = []
+        for answer, views, explanations in zip(answers, weights, found, strict=True):
+            if answer.rung == "popularity":
+                views = {}
+                explanations = [
+                    replace(why, baseline=item.score, events=[], error=0.0, ranks={})
+                    for item, why in zip(answer.items, explanations, strict=True)
+                ]
+            items = [replace(i, explanation=why) for i, why in zip(answer.items, explanations, strict=True)]
+            out.append(replace(answer, items=items, views=views))
+        return out
 
     def _rung(self, user: _User) -> str:
         if user.known:
@@ -328,14 +361,12 @@ class Recommender:
         found = top_k(vectors, self._items, k, mask, scale=1 / self._model.tau, bias=self._model.bias)
         return list(zip(found.index.tolist(), found.score.tolist(), strict=True))
 
-    def _list(self, index: Sequence[int], score: Sequence[float], explain: bool) -> list[Recommended]:
-        ids, names = self._data.catalog.ids, self._model.item_view_names
-        out = []
+    def _list(self, index: Sequence[int], score: Sequence[float]) -> list[Recommended]:
+        ids, out = self._data.catalog.ids, []
         for place, (row, value) in enumerate(zip(index, score, strict=True)):
             if row == NOTHING:
                 break
-            weights = dict(zip(names, self._weights[row].tolist(), strict=True)) if explain else None
-            out.append(Recommended(ids.value(row), value, place + 1, self._display(row), weights))
+            out.append(Recommended(ids.value(row), value, place + 1, self._display(row)))
         return out
 
     def _display(self, row: int) -> str | None:
@@ -343,122 +374,18 @@ class Recommender:
 
     def _users(self, requests: Sequence[Request]) -> tuple[Histories, list[_User]]:
         """The requests' users as histories of their own: the stored events, then the request's."""
-        fresh = self._encode_events([request.events for request in requests])
-        stored = self._histories
+        fresh = read_events(self.config, self._data, [request.events for request in requests])
         rows = [self._rows.get(request.user_id, -1) if request.user_id is not None else -1 for request in requests]
-        empty = slice(0, 0)
-        cuts = [(stored.events_of(row) if row >= 0 else empty, fresh.events_of(b)) for b, row in enumerate(rows)]
-
-        def joined(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-            if old.ndim == 2:
-                width = max(old.shape[1], new.shape[1])
-                old, new = (np.pad(values, ((0, 0), (0, width - values.shape[1]))) for values in (old, new))
-            return np.concatenate([part for a, b in cuts for part in (old[a], new[b])])
-
-        item = joined(stored.item, fresh.item)
-        sizes = [(a.stop - a.start) + (b.stop - b.start) for a, b in cuts]
-        histories = Histories(
-            user_ids=pa.array([request.user_id for request in requests], pa.string()),
-            offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            item=item,
-            time=joined(stored.time, fresh.time),
-            split=joined(stored.split, fresh.split),
-            event={name: joined(values, fresh.event[name]) for name, values in stored.event.items()},
-            user={name: self._profiles(values, rows) for name, values in stored.user.items()},
-            now=_microseconds([request.now for request in requests]),
+        histories = replace(
+            continued(self._histories, rows, fresh), now=microseconds([request.now for request in requests])
         )
-        known = [int((item[histories.events_of(b)] >= FIRST).sum()) for b in range(len(requests))]
+        known = [int((histories.item[histories.events_of(b)] >= FIRST).sum()) for b in range(len(requests))]
         unknown = [int((fresh.item[fresh.events_of(b)] < FIRST).sum()) for b in range(len(requests))]
         return histories, [_User(*user) for user in zip(rows, known, unknown, strict=True)]
 
-    @staticmethod
-    def _profiles(values: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-        missing = np.nan if values.dtype.kind == "f" else 0
-        there = np.array([row >= 0 for row in rows]).reshape(-1, *[1] * (values.ndim - 1))
-        return np.where(there, values[[max(row, 0) for row in rows]], np.asarray(missing, values.dtype))
-
-    def _encode_events(self, events: Sequence[Sequence[Event]]) -> Histories:
-        flat = [event for history in events for event in history]
-        time = _microseconds([event.timestamp for event in flat])
-        encoded = {}
-        for name, view in self.config.views_at("event").items():
-            if not isinstance(view, (CategoryView, NumberView)):
-                encoded[name] = time
-            else:
-                raw = [event.values.get(view.column) for event in flat]
-                encoded[name] = self._data.fitted.encode(name, view, _raw_values(view, raw, "events"))
-        return Histories(
-            user_ids=pa.nulls(len(events), pa.string()),
-            offsets=np.concatenate([[0], np.cumsum([len(history) for history in events])]).astype(np.int64),
-            item=self._data.catalog.ids.index([event.item_id for event in flat]),
-            time=time,
-            split=np.zeros(len(flat), np.int8),
-            event=encoded,
-            user={},
-            now=np.full(len(events), MISSING_TIME),
-        )
-
-    def _new_vectors(self, features: Sequence[Mapping[str, Any]], places: Sequence[int]) -> torch.Tensor:
+    def _new_vectors(self, features: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Unit vectors of items that are not in the catalogue, from their raw columns."""
-        columns: dict[str, pa.Array] = {}
-        texts: list[str | None] = [None] * len(features)
-        for name, view in self.config.views_at("item").items():
-            if isinstance(view, TextView):
-                texts = read_texts(features, view)
-            elif isinstance(view, (CategoryView, NumberView)):
-                columns[name] = _raw_values(view, [row.get(view.column) for row in features], "candidates")
-            elif isinstance(view, VectorView):
-                size = len(self._data.fitted.vectors[name][0])
-                columns[name] = _raw_vectors(view, [row.get(view.column) for row in features], size, "candidates")
-        table = pa.table(columns) if columns else pa.table({"none": pa.nulls(len(features))})
+        table, texts = read_features(self.config, self._data.fitted, features)
         with torch.no_grad():
             tensors = item_features(self.config, table, self._data.fitted, rows_before=0)
             return self._model.item_vectors(self._model.new_item_views(tensors, texts))[0]
-
-
-def _microseconds(seconds: Sequence[float | None]) -> np.ndarray:
-    """int64 [n], MISSING_TIME for None."""
-    return np.array([MISSING_TIME if s is None else round(s * MICROSECONDS) for s in seconds], np.int64)
-
-
-def read_texts(rows: Sequence[Mapping[str, Any]], view: TextView) -> list[str | None]:
-    """ "title: ... genres: ...", as prepare writes it; None where every column is missing or blank."""
-
-    def cell(value: Any) -> str | None:
-        return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else None if value is None else str(value)
-
-    cells = {name: [cell(row.get(name)) for row in rows] for name in view.columns}
-    return read_value(pl.DataFrame(cells, schema=dict.fromkeys(view.columns, pl.String)), view).to_list()
-
-
-def _raw_values(view: CategoryView | NumberView, raw: Sequence[Any], where: str) -> pa.Array:
-    """Values of a request as prepare would have stored them. Raises RequestError naming the column."""
-    if isinstance(view, NumberView):
-        return pa.array([_number(value, view.column, where) for value in raw], pa.float64())
-    lists: list[list[str] | None] = []
-    for value in raw:
-        if value is None:
-            lists.append(None)
-        elif isinstance(value, (list, tuple)):
-            lists.append([str(part) for part in value])
-        else:
-            parts = str(value).split(view.separator) if view.separator else [str(value)]
-            lists.append([part.strip() for part in parts if part.strip()])
-    return pa.array(lists, pa.list_(pa.string()))
-
-
-def _raw_vectors(view: VectorView, raw: Sequence[Any], size: int, where: str) -> pa.Array:
-    """float32 [n] lists of `size`, null where there is none. Raises RequestError naming the column."""
-    cells = [value if value is None or isinstance(value, list) else str(value).split(view.separator) for value in raw]
-    texts = [None if cell is None else [str(part) for part in cell] for cell in cells]
-    vectors, problem, _ = read_vectors(pl.Series(texts, dtype=pl.List(pl.String)), view, size)
-    if problem is not None:
-        raise RequestError(f"{where}: '{view.column}': {problem}", view.column)
-    return vectors.to_arrow().cast(pa.list_(pa.float32()))
-
-
-def _number(value: Any, column: str, where: str) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise RequestError(f"{where}: '{column}': expected a number, found {value!r:.60}", column) from None

@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix, hstack
 from torch import Tensor
 
 from mvrec_core import baselines, paired
+from mvrec_core.ablations import view_conflict, views_removed
 from mvrec_core.baselines import Evidence, Features, Scorer
 from mvrec_core.beyond_accuracy import Categories, ListSums, Space, Vectors
 from mvrec_core.calibration import CalibrationSums
@@ -30,6 +31,7 @@ from mvrec_core.metrics import NAMES, RankingSums, Ranks, bootstrap, per_user, r
 from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import STAGES, TRAIN, Examples, Histories
 from mvrec_core.training import CHOSEN_BY, candidates
+from pipelines import run_report
 
 SHOWN = ("HR@10", "NDCG@10")
 OURS = "mvrec"
@@ -57,6 +59,7 @@ def evaluate(
         aside = out.with_suffix(f".tmp-{os.getpid()}")
         aside.write_text(json.dumps(report, indent=1), encoding="utf-8")
         aside.replace(out)
+        run_report.write(out.parent, recommender, report)
     log(table(recommender.config.name, report))
     if out is not None:
         log(f"evaluate: wrote {out}")
@@ -120,6 +123,9 @@ def _report(
         "bins": found.pairs.bins(),
         f"bins_top{CALIBRATED}": found.top_pairs.bins(),
     }
+    with clock("ablations"):
+        report |= views_removed(recommender, "test")
+        report["view_conflict"] = view_conflict(recommender, "test").summary()
     report["seed"], report["model_version"] = seed, recommender.model_version
     return report
 

@@ -27,7 +27,7 @@ from mvrec_core import cleaning
 from mvrec_core.config import Config, Temporal, VectorView
 from mvrec_core.errors import ConfigError, DataError, MVRecError, nearest
 from mvrec_core.schema import Columns, instant
-from pipelines import buckets, catalogue, files, locations, manifests, raw, report, spool, tables, vectors
+from pipelines import buckets, catalogue, files, locations, manifests, prepare_report, raw, spool, tables, vectors
 from pipelines.buckets import Made
 from pipelines.cluster import connect, cores
 from pipelines.manifests import State
@@ -63,10 +63,10 @@ def prepare(
         shutil.rmtree(aside / buckets.CORE, ignore_errors=True)
         state.save(aside)
         manifest = manifests.build(config, state, given.tables, given.names, facts, aside, time.perf_counter() - began)
-        files.write_text(aside / "report.html", report.html(manifest))
+        files.write_text(aside / "report.html", prepare_report.html(manifest))
         files.write_text(aside / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
         files.publish(aside, target)
-    for line in report.lines(manifest):
+    for line in prepare_report.lines(manifest):
         log(line)
     log(f"prepare: wrote {target} in {time.perf_counter() - began:.1f} s")
     return manifest

@@ -26,6 +26,7 @@ from pipelines.files import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
 PROGRESS = "train.log"  # in the run: a line an epoch, written by rank 0, shown by the driver
+CURVES = "curves.jsonl"  # the same for programs: epoch, loss, seconds, best, valid as JSON
 
 
 def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
@@ -62,6 +63,7 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
             name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
         ),
     )
+    (config.run_dir / CURVES).write_text("", encoding="utf-8")
     with _shown(config.run_dir / PROGRESS, log):
         try:
             result = trainer.fit()
@@ -145,7 +147,7 @@ def _worker(settings: dict[str, Any]) -> None:
         if epoch.best:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
         if leads:
-            _say(config.run_dir / PROGRESS, epoch, valid)
+            _say(config.run_dir, epoch, valid)
         report = {
             "epoch": epoch.number,
             "loss": epoch.loss,
@@ -181,11 +183,21 @@ def _epochs(
             yield model, epoch, epoch.last
 
 
-def _say(path: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
+def _say(run: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
+    point = {
+        "epoch": epoch.number,
+        "refit": epoch.refit,
+        "loss": epoch.loss,
+        "seconds": epoch.seconds,
+        "best": epoch.best,
+        "valid": valid,
+    }
+    with (run / CURVES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
     told = f"valid {shown}" if shown else "with validation events" if epoch.refit else ""
     mark = "  best so far" if epoch.best else ""
-    with path.open("a", encoding="utf-8") as file:
+    with (run / PROGRESS).open("a", encoding="utf-8") as file:
         file.write(f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}\n")
 
 

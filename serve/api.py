@@ -16,7 +16,8 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from mvrec_core.errors import RequestError
-from mvrec_core.recommender import Answer, Candidate, Recommended, Request, Scored
+from mvrec_core.recommender import Answer, Recommended, Scored
+from mvrec_core.requests import Candidate, Request
 from serve.limits import Limits
 from serve.schema import (
     ErrorAnswer,

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from mvrec_core.config import ServeConfig
-from mvrec_core.recommender import Answer, Candidate, Recommended, Recommender, Request, Scored
+from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
+from mvrec_core.requests import Candidate, Request
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.settings import serve_settings

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from mvrec_core.errors import RequestError
-from mvrec_core.recommender import Answer, Request
+from mvrec_core.recommender import Answer
+from mvrec_core.requests import Request
 
 Recommend = Callable[[Sequence[Request]], Sequence[Answer | RequestError]]
 

@@ -11,15 +11,19 @@ import math
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from mvrec_core.errors import nearest
-from mvrec_core.recommender import Answer, Candidate, Event, Recommended, Request, Scored
+from mvrec_core.explanations import Explanation
+from mvrec_core.recommender import Answer, Recommended, Scored
+from mvrec_core.requests import Candidate, Event, Request
 
 MAX_CANDIDATES = 1000
+MAX_REASONS = 5  # events of an explanation
 EXPECTED = {  # by the beginning of pydantic's name of an error
     "int": "an integer",
     "bool": "true or false",
@@ -124,7 +128,7 @@ class RecommendBody(UserBody):
     k: int = Field(10, ge=1, strict=True, description="how many items, at most the size of the catalogue")
     exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
     filter: FilterBody | None = None
-    explain: bool = Field(False, strict=True, description="add to each item the weight of each of its views")
+    explain: bool = Field(False, strict=True, description="say why: the weights of the views, the events, the ranks")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "196", "k": 10}]})
 
@@ -173,12 +177,28 @@ class ScoreBody(UserBody):
         return Request(user_id=self.user_id, events=self._events(), now=self.now), candidates
 
 
+class EventReason(BaseModel):
+    """What an event of the history adds to the score of an item."""
+
+    item_id: str
+    display: str | None
+    timestamp: float | None = Field(description="Unix seconds")
+    score: float
+    views: dict[str, float] = Field(description="through which view of the event; they add up to its score")
+
+
 class ItemAnswer(BaseModel):
+    """With explain, score = baseline + the scores of events + others."""
+
     item_id: str
     score: float = Field(description="cosine / temperature + bias; the higher the better")
     rank: int = Field(description="from 1")
     display: str | None = Field(description="what to show people, such as the title")
     views: dict[str, float] | None = Field(None, description="weights that sum to 1; only with explain")
+    events: list[EventReason] | None = Field(None, description="those that moved the score most, the strongest first")
+    others: float | None = Field(None, description="what the other events add to the score")
+    baseline: float | None = Field(None, description="the score, were every event of the catalogue's mean item")
+    ranks: dict[str, int] | None = Field(None, description="the rank of the item if that view were not there")
 
 
 class RecommendAnswer(BaseModel):
@@ -186,6 +206,7 @@ class RecommendAnswer(BaseModel):
     rung: str = Field(description="what the answer rests on: history, profile, popularity")
     items: list[ItemAnswer]
     unknown_items: int = Field(description="how many ids of the request are not in the catalogue")
+    views: dict[str, float] | None = Field(None, description="mean weights of the history's views; only with explain")
 
 
 class CandidateAnswer(BaseModel):
@@ -239,15 +260,29 @@ class ErrorAnswer(BaseModel):
 
 
 def item_values(item: Recommended) -> dict[str, Any]:
-    """An ItemAnswer as plain values; without `views` where they were not asked for."""
+    """An ItemAnswer as plain values; without reasons where they were not asked for."""
     values = {"item_id": item.item_id, "score": item.score, "rank": item.rank, "display": item.display}
-    return values if item.views is None else {**values, "views": item.views}
+    return values if item.explanation is None else values | reason_values(item.explanation)
+
+
+def reason_values(why: Explanation) -> dict[str, Any]:
+    """An Explanation as a few plain values: of the events the strongest, and the sum of the others."""
+    order = sorted(why.events, key=lambda event: -abs(event.score))
+    return {
+        "views": why.views,
+        "events": [asdict(event) for event in order[:MAX_REASONS]],
+        "others": sum(event.score for event in order[MAX_REASONS:]) + why.error,
+        "baseline": why.baseline,
+        "ranks": why.ranks,
+    }
 
 
 def recommend_values(model_version: str, answer: Answer) -> dict[str, Any]:
     """A RecommendAnswer as plain values."""
+    views = {} if answer.views is None else {"views": answer.views}
     items = [item_values(item) for item in answer.items]
-    return {"model_version": model_version, "rung": answer.rung, "items": items, "unknown_items": answer.unknown_items}
+    values = {"model_version": model_version, "rung": answer.rung, "items": items}
+    return {**values, "unknown_items": answer.unknown_items, **views}
 
 
 def score_values(model_version: str, rung: str, scored: Sequence[Scored], unknown_items: int) -> dict[str, Any]:

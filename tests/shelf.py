@@ -7,9 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvrec_core.errors import RequestError
-from mvrec_core.recommender import Answer, Candidate, Recommended, Request, Scored
+from mvrec_core.explanations import Contribution, Explanation
+from mvrec_core.recommender import Answer, Recommended, Scored
+from mvrec_core.requests import Candidate, Request
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
+WHY = Explanation(
+    views={"id": 0.25, "text": 0.75},
+    baseline=0.5,
+    events=[
+        Contribution(item, title, 8.0 + place, 0.5 - place * 0.125, {"id": 0.5, "text": -place * 0.125})
+        for place, (item, title) in enumerate([*TITLES.items()] * 3)
+    ],
+    error=0.0,
+    ranks={"id": 3, "text": 1},
+)
 
 
 class Shelf:
@@ -29,10 +41,12 @@ class Shelf:
             raise RequestError(f"k is at most {self.n_items}, found {request.k}", "k")
         if request.user_id == "broken":
             raise ZeroDivisionError
-        views = {"id": 0.25, "text": 0.75} if request.explain else None
-        items = [Recommended(item, 3.0 - place, place + 1, TITLES[item], views) for place, item in enumerate(TITLES)]
+        why = WHY if request.explain else None
+        items = [Recommended(item, 3.0 - place, place + 1, TITLES[item], why) for place, item in enumerate(TITLES)]
         unknown = sum(event.item_id not in TITLES for event in request.events)
-        return Answer("history" if request.user_id == "ann" else "popularity", items[: request.k], unknown)
+        return Answer(
+            "history" if request.user_id == "ann" else "popularity", items[: request.k], unknown, why and why.views
+        )
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
         self.request = request
@@ -45,7 +59,7 @@ class Shelf:
         if item_id not in TITLES:
             raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
         others = [item for item in TITLES if item != item_id][:k]
-        return [Recommended(item, 0.9, place + 1, TITLES[item], None) for place, item in enumerate(others)]
+        return [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
 
     async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
         if user_id != "ann":

@@ -9,7 +9,8 @@ import torch
 
 from mvrec_core import checkpoint, training
 from mvrec_core.errors import CheckpointError
-from mvrec_core.recommender import Recommender, Request
+from mvrec_core.recommender import Recommender
+from mvrec_core.requests import Request
 
 FILES = (
     "config.json",

@@ -35,7 +35,11 @@ ORDER = (
     "baselines",
     "hybrid",
     "checkpoint",
+    "requests",
+    "masking",
+    "explanations",
     "recommender",
+    "ablations",
 )
 FILES = [path for folder in ("mvrec_core", "pipelines", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 

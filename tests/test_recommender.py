@@ -11,7 +11,8 @@ from mvrec_core import checkpoint
 from mvrec_core.config import TextView
 from mvrec_core.errors import CheckpointError, RequestError
 from mvrec_core.metrics import RankingSums
-from mvrec_core.recommender import Answer, Candidate, Event, Recommender, Request, read_texts
+from mvrec_core.recommender import Answer, Recommender
+from mvrec_core.requests import Candidate, Event, Request, read_texts
 
 DEC_1 = 1_512_086_400.0
 
@@ -163,11 +164,12 @@ def test_a_bad_event_value_fails_alone(plain_recommender):
 
 
 def test_views_explain_where_asked(ask):
-    assert ask("u003").items[0].views is None
+    assert ask("u003").items[0].explanation is None and ask("u003").views is None
     for item in ask("u003", k=34, explain=True).items:
-        assert list(item.views) == ["id", "text", "genres", "year"]
-        assert sum(item.views.values()) == pytest.approx(1, abs=1e-5)
-        assert (item.views["text"] == 0) == (item.item_id == tiny.NO_TEXT)
+        views = item.explanation.views
+        assert list(views) == ["id", "text", "genres", "year"]
+        assert sum(views.values()) == pytest.approx(1, abs=1e-5)
+        assert (views["text"] == 0) == (item.item_id == tiny.NO_TEXT)
 
 
 def test_titles_are_shown_as_they_are(ask):

@@ -21,7 +21,8 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from mvrec_core.recommender import Recommender, Request
+from mvrec_core.recommender import Recommender
+from mvrec_core.requests import Request
 from serve.app import build
 
 ROOT = Path(__file__).parents[1]

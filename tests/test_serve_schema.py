@@ -8,11 +8,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from shelf import Shelf
+from shelf import TITLES, Shelf
 from starlette.testclient import TestClient
 
 from mvrec_core.errors import CheckpointError, ConfigError, RequestError
-from mvrec_core.recommender import Answer, Candidate, Event, Request
+from mvrec_core.recommender import Answer
+from mvrec_core.requests import Candidate, Event, Request
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.limits import MAX_BODY
@@ -88,14 +89,26 @@ def test_timestamps(given, seconds):
 def test_recommend(client):
     response = client.post("/v1/recommend", json={"user_id": "ann", "k": 2, "explain": True})
     views = {"id": 0.25, "text": 0.75}
+    reasons = [
+        {
+            "item_id": item,
+            "display": TITLES[item],
+            "timestamp": 8.0 + place,
+            "score": 0.5 - place / 8,
+            "views": {"id": 0.5, "text": -place / 8},
+        }
+        for place, item in ((0, "a"), (8, "c"), (1, "b"), (7, "b"), (2, "c"))
+    ]
+    why = {"views": views, "events": reasons, "others": -0.25, "baseline": 0.5, "ranks": {"id": 3, "text": 1}}
     assert response.json() == {
         "model_version": "shelf-1",
         "rung": "history",
         "items": [
-            {"item_id": "a", "score": 3.0, "rank": 1, "display": "霸王别姬", "views": views},
-            {"item_id": "b", "score": 2.0, "rank": 2, "display": "المومياء", "views": views},
+            {"item_id": "a", "score": 3.0, "rank": 1, "display": "霸王别姬", **why},
+            {"item_id": "b", "score": 2.0, "rank": 2, "display": "المومياء", **why},
         ],
         "unknown_items": 0,
+        "views": views,
     }
     assert "霸王别姬" in response.content.decode("utf-8")  # not \u escapes
 

@@ -42,7 +42,15 @@ def test_two_workers_count_the_users_that_one_counts(checkpoint, tiny_config, tm
     assert abs(one["valid"]["NDCG@10"] - other["valid"]["NDCG@10"]) < 0.1
     assert lines[0] == "train: 2 worker(s) on CPU, loss softmax"
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
-    assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == ["checkpoint", "prepared", "train.log"]
+    assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == [
+        "checkpoint",
+        "curves.jsonl",
+        "prepared",
+        "train.log",
+    ]
+    curves = [json.loads(line) for line in (tmp_path / "tiny" / "curves.jsonl").read_text().splitlines()]
+    assert [point["epoch"] for point in curves] == [1, 2]
+    assert max(point["valid"]["NDCG@10"] for point in curves) == pytest.approx(other["valid"]["NDCG@10"])
 
 
 def test_a_run_with_a_checkpoint_is_not_trained_over(checkpoint, tiny_config):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+
+from pipelines.plots import COLOURS, SIZE, Plot, cut, page, plain, plot, short, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,11 +20,6 @@ WIDTH = 100  # columns of a terminal
 MOST_BARS = 120
 MOST_VIEWS = 8  # of the plot of missing values; the table has all
 SPLITS = ("train", "valid", "test")
-SIZE, MARGINS = (360, 200), (40, 12, 38, 8)  # points of a plot; left, right, bottom, top of its axes
-COLOURS = {  # CSS variable of the page -> the colour that stands for it while matplotlib draws
-    "ink": "#1b1e28", "quiet": "#5c6375", "line": "#e1e4ee", "main": "#4252c8",
-    "train": "#4353c9", "valid": "#e0803a", "test": "#2f9e78",
-}  # fmt: skip
 
 
 def lines(manifest: Manifest) -> list[str]:
@@ -37,24 +27,24 @@ def lines(manifest: Manifest) -> list[str]:
     rows = [("", "in", "kept", "rejected")]
     for key, count in manifest["rows"].items():
         rows.append((key, *(f"{count[name]:,}" for name in ("in", "kept", "rejected"))))
-        rows += [(f"  {_plain(reason)}", "", "", f"{n:,}") for reason, n in _reasons(manifest, key)]
+        rows += [(f"  {plain(reason)}", "", "", f"{n:,}") for reason, n in _reasons(manifest, key)]
     events = manifest["events"]
     totals = {"users": manifest["users"], "items": manifest["items"], "events": sum(events.values())} | events
     views = [("view", "kind", "level", "values", "missing", "unreadable")]
     for name, view in manifest["views"].items():
         missing = share(view["missing"], view["values"] + view["missing"])
         views.append(
-            (_plain(name), view["kind"], view["level"], f"{view['values']:,}", missing, f"{view['unreadable']:,}")
+            (plain(name), view["kind"], view["level"], f"{view['values']:,}", missing, f"{view['unreadable']:,}")
         )
     parts = [
-        [_cut(f"{_plain(manifest['name'])}, prepared in {manifest['seconds']:.1f} s", WIDTH)],
+        [cut(f"{plain(manifest['name'])}, prepared in {manifest['seconds']:.1f} s", WIDTH)],
         _grid(rows, left=1),
         [*_grid([tuple(totals), tuple(f"{n:,}" for n in totals.values())], left=0), _span(manifest)],
         _grid(views, left=3),
     ]
     for title, counts in (("conflicts, in ids", _conflicts(manifest)), ("notes", _notes(manifest))):
         if counts:
-            parts.append(_grid([(title, ""), *((_plain(what), f"{n:,}") for what, n in counts)], left=1))
+            parts.append(_grid([(title, ""), *((plain(what), f"{n:,}") for what, n in counts)], left=1))
     parts.append([f"content hash {manifest['content_hash']}"])
     return [line for part in parts for line in ["", *part]][1:]
 
@@ -64,28 +54,25 @@ def html(manifest: Manifest) -> str:
 
     The same manifest gives the same text.
     """
-    environment = Environment(
-        loader=PackageLoader("pipelines"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": "{:,}".format, "size": _size}
+
+    def shown(name: str, title: str, draw: Callable[[Axes, Manifest], str], there: Any, **options: Any) -> list[Plot]:
+        return [plot(name, title, lambda ax: draw(ax, manifest), **options)] if there else []
+
     plots = [
-        _plot("time", "Events a day", _draw_days, manifest) if manifest["days"] else None,
-        _plot("history", "History lengths", _draw_lengths, manifest) if manifest["history_lengths"] else None,
-        _plot("popularity", "Item popularity", _draw_popularity, manifest) if any(manifest["popularity"]) else None,
-        _plot("missing", "Missing values", _draw_missing, manifest) if manifest["views"] else None,
+        *shown("time", "Events a day", _draw_days, manifest["days"], legend={split: split for split in SPLITS}),
+        *shown("history", "History lengths", _draw_lengths, manifest["history_lengths"]),
+        *shown("popularity", "Item popularity", _draw_popularity, any(manifest["popularity"])),
+        *shown("missing", "Missing values", _draw_missing, manifest["views"]),
     ]
-    return environment.get_template("prepare.html.j2").render(
+    return page(
+        "prepare.html.j2",
         manifest=manifest,
         reasons={key: _reasons(manifest, key) for key in manifest["rows"]},
         span=_span(manifest),
         share=share,
         conflicts=_conflicts(manifest),
         notes=_notes(manifest),
-        plots=[plot for plot in plots if plot],
+        plots=plots,
         splits=SPLITS,
     )
 
@@ -131,84 +118,20 @@ def share(part: int, whole: int) -> str:
 
 def _grid(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """Rows as aligned lines, the first `left` columns to the left; the first gives way where a line is too long."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(text_width, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     found = []
     for row in rows:
         cells = []
         for place, (text, width) in enumerate(zip(row, widths, strict=True)):
-            text = _cut(text, width)
-            space = " " * (width - _width(text))
+            text = cut(text, width)
+            space = " " * (width - text_width(text))
             cells.append(text + space if place < left else space + text)
         found.append("  ".join(cells).rstrip())
     return found
 
 
-def _width(text: str) -> int:
-    """Columns of a terminal that a text takes."""
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
-
-
-def _cut(text: str, width: int) -> str:
-    if _width(text) <= width:
-        return text
-    while _width(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
-
-
-def _plain(text: str) -> str:
-    """Without characters that would move a terminal's cursor: a name comes from a file of the user's."""
-    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
-
-
 # plots
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    caption: str
-    svg: Markup
-    legend: bool  # of the splits
-
-
-def _plot(name: str, title: str, draw: Callable[[Axes, Manifest], str], manifest: Manifest) -> Plot:
-    """A plot as inline SVG in the page's own colours and fonts; `draw` returns its caption."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    (width, height), (left, right, bottom, top) = SIZE, MARGINS
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans", "font.size": 10.5,
-        "text.color": COLOURS["ink"], "axes.edgecolor": COLOURS["quiet"], "axes.labelcolor": COLOURS["quiet"],
-        "xtick.color": COLOURS["quiet"], "ytick.color": COLOURS["quiet"], "grid.color": COLOURS["line"],
-        "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "axes.spines.left": False,
-        "axes.spines.top": False, "axes.spines.right": False, "ytick.major.size": 0, "xtick.minor.size": 0,
-        "ytick.minor.size": 0,
-    }  # fmt: skip
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        # matplotlib measures in its own font, which has no Chinese; the browser draws in one that has
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(width / 72, height / 72))
-        box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
-        caption = draw(figure.add_axes(box), manifest)
-        out = io.StringIO()
-        figure.savefig(
-            out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    drawn = out.getvalue().split("</defs>", 1)[1]  # what stands before is for a file of its own
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn).replace("xlink:href", "href")  # a page's ids are unique
-    for variable, colour in COLOURS.items():
-        drawn = drawn.replace(colour, f"var(--{variable})")
-    head = Markup(
-        '<svg viewBox="0 0 {0} {1}" role="img" aria-labelledby="{2}-title {2}-desc">'
-        '<title id="{2}-title">{3}</title><desc id="{2}-desc">{4}</desc>'
-    )
-    return Plot(title, caption, head.format(width, height, name, title, caption) + Markup(drawn), name == "time")
 
 
 def binned(days: Mapping[str, Sequence[int]]) -> tuple[date, list[int], np.ndarray]:
@@ -244,7 +167,7 @@ def _draw_days(ax: Axes, manifest: Manifest) -> str:
     ax.set_xlim(0, edges[-1])
     ax.set_ylim(0, below.max() * 1.05)
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: _short(n)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: short(n)))
     busiest = max(manifest["days"], key=lambda day: sum(manifest["days"][day]))
     caption = f"The busiest day, {busiest}, has {sum(manifest['days'][busiest]):,} events."
     return caption if step == 1 else f"{caption} Each step is the mean of {step} days."
@@ -257,13 +180,13 @@ def _draw_lengths(ax: Axes, manifest: Manifest) -> str:
     counts = list(bins.values())
     ax.bar(range(len(bins)), counts, width=0.8, color=COLOURS["main"])
     labelled = range(0, len(bins), 1 if len(bins) < 12 else math.ceil(len(bins) / 8))
-    ax.set_xticks(labelled, [_short(int(list(bins)[place].split("-")[0])) for place in labelled])
+    ax.set_xticks(labelled, [short(int(list(bins)[place].split("-")[0])) for place in labelled])
     ax.tick_params(axis="x", length=0)
     ax.set_xlabel("events in the history, this many or more")
     ax.set_xlim(-0.6, max(len(bins), 4) - 0.4)
     ax.set_ylim(0, max(counts) * 1.05)
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: _short(n)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: short(n)))
     middle = list(bins)[int(np.searchsorted(np.cumsum(counts), sum(counts) / 2))]
     events = "1 event" if middle == "1" else f"{middle} events"
     return f"Users by the number of their events; the median user has {events}."
@@ -279,7 +202,7 @@ def _draw_popularity(ax: Axes, manifest: Manifest) -> str:
     for axis, limit, most in ((ax.xaxis, ax.set_xlim, ranks[-1]), (ax.yaxis, ax.set_ylim, counts[0])):
         limit(1, 10 ** max(1, math.ceil(math.log10(most))))
         axis.set_major_locator(LogLocator(numticks=7))
-        axis.set_major_formatter(FuncFormatter(lambda n, _: _short(n)))
+        axis.set_major_formatter(FuncFormatter(lambda n, _: short(n)))
         axis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("rank of the item; both scales are logarithmic")
     part = share(counts[0], sum(manifest["events"].values()))
@@ -300,7 +223,7 @@ def _draw_missing(ax: Axes, manifest: Manifest) -> str:
     for row, name in enumerate(shown):
         view, y = manifest["views"][name], row_height * row
         part = share(view["missing"], view["values"] + view["missing"])
-        ax.text(0, y + 12, _cut(_plain(name), 40), va="baseline", parse_math=False)
+        ax.text(0, y + 12, cut(plain(name), 40), va="baseline", parse_math=False)
         ax.text(width, y + 12, part, va="baseline", ha="right", color=COLOURS["quiet"])
         ax.barh(y + 19, width, 5, color=COLOURS["line"])
         if view["missing"]:
@@ -308,22 +231,3 @@ def _draw_missing(ax: Axes, manifest: Manifest) -> str:
     most = f"; the {len(shown)} that miss most are shown" if len(shown) < len(shares) else ""
     incomplete = sum(part > 0 for part in shares.values())
     return f"Views that miss values: {incomplete} of {len(shares)}{most}. What is missing is masked, never filled in."
-
-
-# numbers
-
-
-def _short(number: float) -> str:
-    """A number of an axis: 0.5, 20, 1.5k, 3M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def _size(count: int) -> str:
-    """Bytes for people: 512 B, 1.9 MB."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

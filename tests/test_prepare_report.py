@@ -1,4 +1,4 @@
-"""What `prepare` says at its end, and report.html, from manifests alone."""
+"""What `prepare` says at its end, and its report.html, from manifests alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 import unicodedata
 import warnings
 from datetime import date, timedelta
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 
-from pipelines import report
+from pipelines import prepare_report
 
 FIRST = date(2017, 1, 1)
 
@@ -85,25 +85,6 @@ EVENTS_ONLY = {
 }
 
 
-class Page(HTMLParser):
-    """The tags with their attributes, and the visible text of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    def values(self, *names: str) -> list[str | None]:
-        return [attrs[name] for _, attrs in self.tags for name in names if name in attrs]
-
-
 def columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
@@ -112,7 +93,7 @@ def columns(text: str) -> int:
 
 
 def test_the_table_of_a_log_with_chinese_names():
-    assert report.lines(manifest()) == [
+    assert prepare_report.lines(manifest()) == [
         "小店, prepared in 1.2 s",
         "",
         "                          in    kept  rejected",
@@ -148,7 +129,7 @@ def test_the_table_of_a_log_with_chinese_names():
 
 
 def test_the_table_of_a_log_alone_says_nothing_of_what_is_not_there():
-    assert report.lines(manifest(**EVENTS_ONLY)) == [
+    assert prepare_report.lines(manifest(**EVENTS_ONLY)) == [
         "小店, prepared in 1.2 s",
         "",
         "        in  kept  rejected",
@@ -168,7 +149,7 @@ def test_the_table_of_a_log_alone_says_nothing_of_what_is_not_there():
 def test_long_names_give_way_and_numbers_do_not():
     many = 12_345_678_901
     view = {"kind": "category", "level": "event", "values": many, "missing": 0, "unreadable": many}
-    found = report.lines(
+    found = prepare_report.lines(
         manifest(
             name="店" * 90,
             rows={"events": {"in": many, "kept": many, "rejected": many}},
@@ -184,7 +165,7 @@ def test_long_names_give_way_and_numbers_do_not():
 
 
 def test_a_name_cannot_move_the_cursor():
-    found = report.lines(manifest(rejected={"events": {"bad\x1b[2Jrow\nnext\r": 30}}))
+    found = prepare_report.lines(manifest(rejected={"events": {"bad\x1b[2Jrow\nnext\r": 30}}))
     assert "  bad [2Jrow next" in found[4]
     assert all(line.isprintable() for line in found)
 
@@ -194,40 +175,40 @@ def test_a_name_cannot_move_the_cursor():
     [(0, 0, "-"), (0, 9, "0%"), (9, 9, "100%"), (1, 3, "33.3%"), (1, 9999, "<0.1%"), (9998, 9999, ">99.9%")],
 )
 def test_a_share_says_none_and_all_only_where_it_is_so(part, whole, text):
-    assert report.share(part, whole) == text
+    assert prepare_report.share(part, whole) == text
 
 
 # days
 
 
 def test_up_to_120_days_each_have_their_bar():
-    first, edges, heights = report.binned({"2016-02-28": [1, 2, 3], "2016-03-01": [4, 0, 0]})
+    first, edges, heights = prepare_report.binned({"2016-02-28": [1, 2, 3], "2016-03-01": [4, 0, 0]})
     assert (first, edges) == (date(2016, 2, 28), [0, 1, 2, 3])
     assert heights.tolist() == [[1, 2, 3], [0, 0, 0], [4, 0, 0]]
 
 
 def test_a_year_is_weeks_and_its_last_day_is_a_mean_too():
     days = {str(FIRST + timedelta(n)): [n % 7, 1, 0] for n in range(365)}
-    _, edges, heights = report.binned(days)
+    _, edges, heights = prepare_report.binned(days)
     assert edges[:3] == [0, 7, 14] and edges[-2:] == [364, 365]
     assert heights.tolist() == [[3, 1, 0]] * 52 + [[0, 1, 0]]
 
 
 def test_ten_thousand_days_are_120_bars():
-    _, edges, heights = report.binned({str(FIRST + timedelta(n)): [1, 0, 0] for n in range(10_000)})
+    _, edges, heights = prepare_report.binned({str(FIRST + timedelta(n)): [1, 0, 0] for n in range(10_000)})
     assert len(heights) == 120 and edges[1] == 84 and heights.min(0).tolist() == [1, 0, 0]
 
 
 @given(st.dictionaries(st.dates(), st.lists(st.integers(0, 10**9), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_no_event_is_lost_in_bins(days):
-    _, edges, heights = report.binned({str(day): counts for day, counts in days.items()})
+    _, edges, heights = prepare_report.binned({str(day): counts for day, counts in days.items()})
     widths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
     assert len(heights) <= 120 and min(widths) > 0
     total = sum(width * heights[place] for place, width in enumerate(widths))
     assert total.tolist() == pytest.approx([sum(c) for c in zip(*days.values(), strict=True)])
 
 
-# report.html
+# prepare_report.html
 
 
 def figures(text: str) -> list[str]:
@@ -267,11 +248,11 @@ ALL = ["Events a day", "History lengths", "Item popularity", "Missing values"]
 def test_a_plot_is_there_where_it_has_something_to_show(changed, plots):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figures(report.html(manifest(**changed))) == plots
+        assert figures(prepare_report.html(manifest(**changed))) == plots
 
 
 def test_the_page_has_the_numbers_and_the_names():
-    texts = Page(report.html(manifest())).texts
+    texts = Page(prepare_report.html(manifest())).texts
     for text in ("小店", "12,030", "列“数量”不是数字", "类别", "items.价格", "日志/一月.csv", "2.0 MB", "4edb74e2a811"):
         assert text in texts, text
     for text in (
@@ -291,7 +272,7 @@ def test_names_are_text_and_never_markup():
     view = {"kind": "number", "level": "event", "values": 1, "missing": 1, "unreadable": 0}
     source = {"source": "events", "file": evil, "bytes": 1, "sha256": evil}
     changed = {"name": evil, "views": {evil: view}, "sources": [source], "conflicts": {"items": {evil: 1}}}
-    page = Page(report.html(manifest(**changed, rejected={"events": {evil: 30}})))
+    page = Page(prepare_report.html(manifest(**changed, rejected={"events": {evil: 30}})))
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.texts.count(evil) == 5  # heading, reason, plot, row of the view, file
     assert f"{evil}: prepared data" in page.texts and f"items.{evil}" in page.texts
@@ -299,7 +280,7 @@ def test_names_are_text_and_never_markup():
 
 
 def test_the_page_needs_nothing_but_itself():
-    text = report.html(manifest())
+    text = prepare_report.html(manifest())
     page = Page(text)
     assert "://" not in text and "@import" not in text
     assert not {"script", "img", "iframe", "object", "image"} & {tag for tag, _ in page.tags}
@@ -308,7 +289,7 @@ def test_the_page_needs_nothing_but_itself():
 
 
 def test_the_ids_of_a_page_are_its_own_and_what_refers_to_one_finds_it():
-    text = report.html(manifest())
+    text = prepare_report.html(manifest())
     page = Page(text)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
@@ -318,7 +299,7 @@ def test_the_ids_of_a_page_are_its_own_and_what_refers_to_one_finds_it():
 
 
 def test_a_plot_says_in_words_what_it_shows_and_takes_the_colours_of_the_page():
-    text = report.html(manifest())
+    text = prepare_report.html(manifest())
     plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(plots) == 4
     assert [re.search(r"<title[^>]*>(.*?)</title>", plot).group(1) for plot in plots] == ALL
@@ -331,10 +312,11 @@ def test_a_plot_says_in_words_what_it_shows_and_takes_the_colours_of_the_page():
 
 
 def test_the_same_manifest_gives_the_same_bytes_in_any_process():
-    code = "import json, sys; from pipelines import report; print(report.html(json.load(sys.stdin)), end='')"
+    code = "import json, sys; from pipelines import prepare_report as report\n"
+    code += "print(report.html(json.load(sys.stdin)), end='')"
     env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8", "TZ": "Asia/Shanghai"}
     done = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(manifest()).encode(), env=env, capture_output=True, check=True
     )
-    report.html(manifest(**EVENTS_ONLY))
-    assert done.stdout.decode() == report.html(manifest()) == report.html(manifest())
+    prepare_report.html(manifest(**EVENTS_ONLY))
+    assert done.stdout.decode() == prepare_report.html(manifest()) == prepare_report.html(manifest())
