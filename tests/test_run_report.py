@@ -12,6 +12,7 @@ import tiny
 from pages import Page
 
 from mvrec_core.ablations import view_conflict, views_removed
+from mvrec_core.config import EvaluateConfig
 from mvrec_core.sequences import Examples
 from mvrec_core.training import Epoch
 from pipelines import run_report
@@ -39,8 +40,11 @@ def run(plain_checkpoint, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     for number in (1, 2, 3):
         valid = {"HR@10": 0.1 * number, "NDCG@10": 0.07 - 0.01 * abs(2 - number)} if number != 3 else {}
-        _say(directory, Epoch(number, 3.0 - number, 2.0, 10, None, number == 2, number == 3), valid, 3)
-    evaluate(plain_checkpoint, directory / "metrics.json", ("popularity",), log=lambda line: None)
+        _say(directory, Epoch(number, 3, False, 3.0 - number, 2.0, 10, None, number == 2, number == 3), valid)
+    _say(directory, Epoch(1, 1, True, 9.0, 2.0, 10, None, False, True), {})
+    evaluate(
+        plain_checkpoint, directory / "metrics.json", EvaluateConfig(baselines=("popularity",)), log=lambda _: None
+    )
     return directory
 
 
@@ -66,19 +70,20 @@ def test_train_leaves_an_object_an_epoch(run):
     points = run_report.read_curves(run / CURVES)
     assert points[0] == {
         "epoch": 1,
+        "refit": False,
         "loss": 2.0,
         "seconds": 2.0,
         "best": False,
         "valid": {"HR@10": 0.1, "NDCG@10": 0.060000000000000005},
     }
     assert [point["epoch"] for point in points] == [1, 2, 3] and points[2]["valid"] == {}
-    assert (run / "train.log").read_text().count("\n") == 3
+    assert (run / "train.log").read_text().count("\n") == 4
 
 
 def test_evaluate_writes_the_page(plain_checkpoint, tmp_path):
-    evaluate(plain_checkpoint, tmp_path / "metrics.json", (), log=lambda line: None)
+    evaluate(plain_checkpoint, tmp_path / "metrics.json", EvaluateConfig(baselines=()), log=lambda _: None)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert figures(text) == ["View weights by history length"]  # no curves, no baselines, no ablations
+    assert figures(text) == WHOLE[2:]  # no curves
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html"]
 
 

@@ -225,8 +225,8 @@ def test_an_item_without_a_vector_is_masked(trained, images):
     there = views.present[FIRST:, trained._model.item_view_names.index("image")]
     assert there.tolist() == [image is not None for image in images]
     weights = trained.recommend([Request("u003", k=tiny.ITEMS, exclude_seen=False, explain=True)])[0].items
-    assert all((one.views["image"] > 0) == (int(one.item_id[1:]) % 5 != 0) for one in weights)
-    assert all(sum(one.views.values()) == pytest.approx(1, abs=1e-5) for one in weights)
+    assert all((one.explanation.views["image"] > 0) == (int(one.item_id[1:]) % 5 != 0) for one in weights)
+    assert all(sum(one.explanation.views.values()) == pytest.approx(1, abs=1e-5) for one in weights)
 
 
 def test_training_moves_the_projection(run, trained):
@@ -253,7 +253,7 @@ def test_a_new_item_brings_its_vector(trained, images):
     assert with_text == pytest.approx(probability({"image": images[6], "title": row["title"]}), abs=1e-5)
     assert abs(probability({"image": images[6]}) - probability({"image": images[16]})) > 1e-4
     assert probability({"title": row["title"], "image": None}) == probability({"title": row["title"]})
-    vector = trained._new_vectors([row], [0])[0]  # as in the catalogue, but for the id
+    vector = trained._new_vectors([row])[0]  # as in the catalogue, but for the id
     index = trained._model.item_view_names.index("image")
     views = trained._model.item_views(torch.tensor([FIRST + 6]))
     new = trained._data.fitted.encode(
