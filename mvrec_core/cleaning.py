@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+import polars_hash as plh
 
 from mvrec_core.config import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
 from mvrec_core.errors import ConfigError
@@ -17,6 +18,7 @@ from mvrec_core.sequences import TEST, TRAIN, VALID
 
 DUPLICATE = "duplicate row"
 REPEAT = "the item of the event before"
+HELD_OUT = "the item is held out as new"
 Split = LeaveOneOut | LastN | Temporal
 
 
@@ -61,6 +63,14 @@ def cuts(by: Temporal) -> tuple[int, int]:
     if found[0] >= found[1]:
         raise ConfigError(f"data.split: expected valid_from before test_from, found {by.valid_from}, {by.test_from}")
     return found
+
+
+def held_out(share: float) -> pl.Expr:
+    """The reason of events before test of the items that are to be new at test: `share` of all, by a hash of the id;
+    needs the column split."""
+    hashed = plh.col("item_id").cast(pl.String).nchash.xxhash64()  # type: ignore[attr-defined]
+    new = hashed % 10_000 < round(share * 10_000)
+    return pl.when(new & (pl.col("split") != TEST)).then(pl.lit(HELD_OUT))
 
 
 def beyond(max_history: int) -> pl.Expr:

@@ -51,21 +51,28 @@ class TableSource(Source):
         return self
 
 
-class LeaveOneOut(Node):
+class HeldOut(Node):
+    """What every split can do: a share of the items, by a hash of their ids, is new at test: their events before are
+    left out."""
+
+    new_items: float = Field(0.0, ge=0, lt=1)
+
+
+class LeaveOneOut(HeldOut):
     """Of each user with at least three events the last is test, the one before validation."""
 
     kind: Literal["leave_one_out"] = "leave_one_out"
     n: Literal[1] = 1
 
 
-class LastN(Node):
+class LastN(HeldOut):
     """Of each user with more than 2 n events the last n are test, the n before validation."""
 
     kind: Literal["last_n"]
     n: int = Field(ge=1)
 
 
-class Temporal(Node):
+class Temporal(HeldOut):
     """Global time cuts, as ISO-8601 instants: [.., valid_from) train, [valid_from, test_from) valid, the rest test."""
 
     kind: Literal["temporal"]

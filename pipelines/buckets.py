@@ -104,6 +104,9 @@ def cleaned(config: Config, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataF
     frame, gone = cleaning.clean(frame, clean, read)
     frame = frame.with_columns(cleaning.split(frame, config.data.split))
     gone = _noted(gone)
+    if config.data.split.new_items:
+        frame, new = cleaning.part(frame, cleaning.held_out(config.data.split.new_items))
+        gone = pl.concat([gone, _noted(new)])
     if clean.max_history is not None:
         frame, old = cleaning.part(frame, cleaning.beyond(clean.max_history))
         gone = pl.concat([gone, _noted(old)])

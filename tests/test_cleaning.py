@@ -11,6 +11,7 @@ from mvrec_core import cleaning
 from mvrec_core.config import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
 from mvrec_core.errors import ConfigError
 from mvrec_core.schema import left_out
+from mvrec_core.sequences import TEST, TRAIN, VALID
 
 SECOND = 1_000_000
 
@@ -150,3 +151,19 @@ def test_what_is_cut_before_the_shuffle_would_be_cut_after_it(rows, newest, held
         some = frame(*rows).filter(pl.col("row").is_between(start, start + chunk - 1))
         early += cleaning.part(some, cleaning.surely_beyond(newest, by))[1]["row"].to_list()
     assert set(early) <= set(wanted)
+
+
+def test_items_held_out_as_new_are_left_only_in_test():
+    items = [f"商品{n}" for n in range(300)]
+    frame = pl.DataFrame(
+        {"item_id": items * 3, "split": [TRAIN] * 300 + [VALID] * 300 + [TEST] * 300},
+        schema_overrides={"split": pl.Int8},
+    )
+    kept, gone = cleaning.part(frame, cleaning.held_out(0.1))
+    before, test = kept.filter(pl.col("split") != TEST), kept.filter(pl.col("split") == TEST)
+    new = set(gone["item_id"])
+    assert 15 < len(new) < 45 and set(gone["reason"]) == {"the item is held out as new"}
+    assert set(before["item_id"]) == set(items) - new and len(before) == 2 * (300 - len(new))
+    assert test["item_id"].to_list() == items
+    more = set(cleaning.part(frame, cleaning.held_out(0.2))[1]["item_id"])
+    assert new < more  # by the id alone, so a larger share holds out the same items and others
