@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGITS = 1 << 20  # that exist at a time: what a core's cache holds
+LOGITS = 1 << 19  # that exist at a time: what a core's cache holds
 
 
 def softmax(users_PD: Tensor, items_CD: Tensor, target_P: Tensor, tau: Tensor, bias: Tensor) -> Tensor:
