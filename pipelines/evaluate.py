@@ -52,7 +52,8 @@ def evaluate(
     report["users"] = len(ranked)
     report["segments"] = _segments(histories, examples, ranked)
     report["intervals"] = {name: span for name, span in bootstrap(ranked, config.seed).items() if name in SHOWN}
-    report["seed"], report["model_version"] = config.seed, recommender.model_version
+    report["seed"], report["init"] = config.seed, config.train.init
+    report["model_version"] = recommender.model_version
     if out is not None:
         aside = out.with_suffix(f".tmp-{os.getpid()}")
         aside.write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -30,6 +30,7 @@ ORDER = (
     "training",
     "baselines",
     "checkpoint",
+    "pretraining",
     "recommender",
 )
 FILES = [path for folder in ("mvrec_core", "pipelines", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
