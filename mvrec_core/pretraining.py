@@ -256,8 +256,9 @@ class Pretext(nn.Module):
             )
         k = self.model.item_view_names.index(name)
         there = views.present[:, k]
+        same = self._same(name, needed)
         place = there.cumsum(0) - 1
-        return contrast(guess_PD, views.z[there, k], place[row_P], self._same(name, needed)[there])
+        return contrast(guess_PD, views.z[there, k], place[row_P], same[row_P, None] == same[there])
 
     def _same(self, name: str, item: Tensor) -> Tensor:
         """What tells values of a view apart: for a text, which text it is."""
@@ -274,7 +275,8 @@ class Pretext(nn.Module):
             both = _some((views.present[:, t] & views.present[:, i]).nonzero()[:, 0], generator)
             if len(both) > 1:
                 text, ident, own = views.z[both, t], views.z[both, i], torch.arange(len(both), device=both.device)
-                pull = contrast(text, ident, own, same[both]) + contrast(ident, text, own, same[both])
+                twins = same[both, None] == same[both]
+                pull = contrast(text, ident, own, twins) + contrast(ident, text, own, twins)
                 losses[f"{self.text}~{self.item_id}"] = pull / 2
         one, other = row_BL[:, :-1].flatten(), row_BL[:, 1:].flatten()
         pairs = views.present[one, t] & views.present[other, t] & (same[one] != same[other])
@@ -282,18 +284,17 @@ class Pretext(nn.Module):
         one, other = one[pairs], other[pairs]
         if len(pairs) > 1:
             own = torch.arange(len(pairs), device=pairs.device)
-            losses[f"{self.text}~next"] = contrast(views.z[one, t], views.z[other, t], own, same[other])
+            twins = (same[other, None] == same[other]) | (same[one, None] == same[other])  # a text is nearest to itself
+            losses[f"{self.text}~next"] = contrast(views.z[one, t], views.z[other, t], own, twins)
         return losses
 
 
-def contrast(query_PD: Tensor, key_CD: Tensor, target_P: Tensor, same_C: Tensor | None = None) -> Tensor:
-    """The mean cross-entropy of telling key target_P by its cosine with the query, over TEMPERATURE. Candidates that
-    are the same value as the target, by same_C, are no negatives."""
+def contrast(query_PD: Tensor, key_CD: Tensor, target_P: Tensor, twin_PC: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy of telling key target_P by its cosine with the query, over TEMPERATURE. Where twin_PC,
+    a candidate other than the target is no negative."""
     logit_PC = F.normalize(query_PD.float(), dim=-1) @ F.normalize(key_CD.float(), dim=-1).T / TEMPERATURE
-    if same_C is not None:
-        twin_PC = same_C[target_P][:, None] == same_C
-        twin_PC = twin_PC.scatter(1, target_P[:, None], False)
-        logit_PC = logit_PC.masked_fill(twin_PC, -torch.inf)
+    if twin_PC is not None:
+        logit_PC = logit_PC.masked_fill(twin_PC.scatter(1, target_P[:, None], False), -torch.inf)
     return F.cross_entropy(logit_PC, target_P)
 
 
