@@ -374,9 +374,18 @@ def adapt_text(config: Config, data: Data, workers: Workers, epochs: int, direct
             total += torch.tensor([float(loss.detach()), 1.0], dtype=torch.float64)
         total = workers.add(total)
         if number == epochs:
-            text.save(directory)
+            _write_encoder(text, directory)
         losses = {"masked tokens": float(total[0] / total[1])}
         yield Epoch("text", number, epochs, losses, time.perf_counter() - began, last=False)
+
+
+def _write_encoder(text: TextEncoder, directory: Path) -> None:
+    """On every worker, each its own: transformers' save_pretrained writes on the first alone."""
+    directory.mkdir()
+    text.encoder.config.save_pretrained(directory)
+    text.tokenizer.save_pretrained(directory)
+    weights = {name: value.detach().cpu().contiguous() for name, value in text.encoder.state_dict().items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 class MaskedTokens(nn.Module):
