@@ -89,15 +89,21 @@ def save(directory: Path, model: MVRec, data: Data, item_vectors: torch.Tensor, 
     np.save(aside / "item_vectors.npy", item_vectors.cpu().float().numpy())
     pq.write_table(data.users, aside / "users.parquet")
     (aside / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    files = {path.relative_to(aside).as_posix(): _sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
-    version = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
-    manifest = {"format": FORMAT, "model_version": version, "files": files}
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    seal(aside)
     aside.rename(directory)
 
 
+def seal(directory: Path) -> None:
+    """Writes manifest.json: format, a version that follows from all files, and the sha256 of each."""
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    files = {path.relative_to(directory).as_posix(): _sha256(path) for path in paths}
+    version = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    manifest = {"format": FORMAT, "model_version": version, "files": files}
+    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
 def verify(directory: Path) -> dict:
-    """The manifest of a checkpoint whose files are all there and unchanged. Raises CheckpointError."""
+    """The manifest of a sealed directory whose files are all there and unchanged. Raises CheckpointError."""
     path = directory / "manifest.json"
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory")

@@ -238,6 +238,7 @@ class TrainConfig(Node):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = Field(None, ge=1)  # of torch a worker; None: the machine's cores shared out
     refit: bool = False  # then train anew on train and validation events, for as many epochs as validation chose
+    init: Literal["scratch", "pretrained"] = "scratch"  # pretrained: from what `mvrec pretrain` left in the run
     patience: int = Field(10, ge=1)  # epochs without a better validation NDCG@10 before training stops
     validate_every: int = Field(1, ge=1)
 
@@ -262,6 +263,13 @@ class BPRConfig(Node):
     learning_rate: float = Field(0.01, gt=0)
     regularization: float = Field(0.01, ge=0)
     iterations: int = Field(100, ge=1)
+
+
+class PretrainConfig(Node):
+    """The rest, such as batch_size, lr, workers and device, is train's."""
+
+    epochs: int = Field(5, ge=1)  # of hidden and aligned views
+    text_epochs: int | None = Field(None, ge=0)  # of masked tokens; None: 3, or 0 where model.text.tune is frozen
 
 
 class EvaluateConfig(Node):
@@ -292,6 +300,7 @@ class Config(Node):
     data: Data
     views: dict[str, View] = Field(min_length=1)
     model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()

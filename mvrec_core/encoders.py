@@ -77,9 +77,8 @@ class TimeEncoder(nn.Module):
     def forward(self, time: Tensor) -> tuple[Tensor, Tensor]:
         present = time != MISSING_TIME
         before = torch.cat([torch.full_like(time[..., :1], MISSING_TIME), time[..., :-1]], dim=-1)
-        hours = torch.where(present, time, 0).div(3600 * SECOND, rounding_mode="floor")
-        weekday = (hours.div(24, rounding_mode="floor") + 3) % 7  # 1970-01-01 was a Thursday
-        return self.gap(gap_bucket(before, time)) + self.hour(hours % 24) + self.weekday(weekday), present
+        hour, weekday = calendar(torch.where(present, time, 0))
+        return self.gap(gap_bucket(before, time)) + self.hour(hour) + self.weekday(weekday), present
 
 
 class GapEncoder(nn.Module):
@@ -97,6 +96,12 @@ class GapEncoder(nn.Module):
             hidden = torch.rand(len(now), 1, device=now.device) < HIDDEN
             now = now.masked_fill(hidden, int(MISSING_TIME))
         return self.gap(gap_bucket(time, now))
+
+
+def calendar(time: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 microseconds -> hour of the day, and weekday from 0, Monday (UTC)."""
+    hours = time.div(3600 * SECOND, rounding_mode="floor")
+    return hours % 24, (hours.div(24, rounding_mode="floor") + 3) % 7  # 1970-01-01 was a Thursday
 
 
 def gap_bucket(earlier: Tensor, later: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,19 @@ class Histories:
                 name: fitted.encode(name, view, table[f"user.{name}"]) for name, view in config.views_at("user").items()
             },
             now=np.full(len(table), MISSING_TIME),
+        )
+
+    def before(self, split: int) -> Histories:
+        """The same users with their events of the splits below `split` alone."""
+        kept = self.split < split
+        running = np.concatenate([[0], np.cumsum(kept)])
+        return replace(
+            self,
+            offsets=running[self.offsets],
+            item=self.item[kept],
+            time=self.time[kept],
+            split=self.split[kept],
+            event={name: values[kept] for name, values in self.event.items()},
         )
 
     def events_of(self, user: int, stop: int | None = None) -> slice:

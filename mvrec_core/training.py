@@ -76,7 +76,7 @@ def fit(
     valid = stage_examples(histories, "valid", config.model.max_len)
     optimiser = make_optimiser(model, config)
     steps = epochs * math.ceil(len(examples) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
     generator = torch.Generator().manual_seed(config.seed * 1000 + workers.rank)
     torch.manual_seed(config.seed * 1000 + workers.rank)
     if model.text is not None:
@@ -162,7 +162,7 @@ def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
     )
 
 
-def _rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int) -> float:
     warmup = max(1, int(steps * WARMUP))
     if step < warmup:
         return (step + 1) / warmup

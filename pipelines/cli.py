@@ -50,6 +50,18 @@ def prepare(
 
 
 @app.command()
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the pretrained weights that the run has")] = False,
+) -> None:
+    """<run>/prepared -> <run>/pretrained, from which train.init=pretrained starts."""
+    from pipelines import pretrain as verb
+
+    verb.pretrain(load_config(config, overrides or []), overwrite)
+
+
+@app.command()
 def train(
     config: ConfigFile,
     overrides: Overrides = None,

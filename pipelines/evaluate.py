@@ -126,7 +126,8 @@ def _report(
     with clock("ablations"):
         report |= views_removed(recommender, "test")
         report["view_conflict"] = view_conflict(recommender, "test").summary()
-    report["seed"], report["model_version"] = seed, recommender.model_version
+    report["seed"], report["init"] = seed, recommender.config.train.init
+    report["model_version"] = recommender.model_version
     return report
 
 

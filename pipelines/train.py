@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 
-from mvrec_core import checkpoint, training
+from mvrec_core import checkpoint, pretraining, training
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
-from mvrec_core.sequences import TEST, Histories
+from mvrec_core.sequences import TEST, VALID, Histories
 from pipelines import datasets
 from pipelines.cluster import connect
 from pipelines.files import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
-PROGRESS = "train.log"  # in the run: a line an epoch, written by rank 0, shown by the driver
-CURVES = "curves.jsonl"  # the same for programs: epoch, loss, seconds, best, valid as JSON
+CURVES = "curves.jsonl"  # in the run, for programs: epoch, loss, seconds, best, valid as JSON
 
 
 def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
@@ -40,18 +39,31 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
             f"{target}: run '{config.name}' has a checkpoint already; take another name=, or --overwrite to train anew"
         )
     data = datasets.load(config)
-    checkpoint.new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
+    _new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
+    (config.run_dir / CURVES).write_text("", encoding="utf-8")
+    return on_workers("train", _worker, config, target, log)
+
+
+def on_workers(
+    verb: str, worker: Callable[[dict[str, Any]], None], config: Config, target: Path, log: Callable[[str], None]
+) -> Path:
+    """Runs `worker` on each of train.workers and publishes the directory that rank 0 reports at the end as `target`,
+    which it returns. What rank 0 appends to <run>/<verb>.log is logged.
+
+    Raises ResourceError where the cluster is too small, and any MVRecError that a worker fails with.
+    """
     connect()
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = _use_gpu(config)
     _check_room(config, gpu)
-    log(f"train: {config.train.workers} worker(s) on {'GPU' if gpu else 'CPU'}, loss {config.train.loss}")
+    told = f", loss {config.train.loss}, {config.train.init}" if verb == "train" else ""
+    log(f"{verb}: {config.train.workers} worker(s) on {'GPU' if gpu else 'CPU'}{told}")
     tree = json.loads(config.model_dump_json())
     storage = (config.run_dir / "ray").absolute()
     trainer = TorchTrainer(
-        _worker,
+        worker,
         train_loop_config={"config": tree, "cwd": str(Path.cwd()), "gpu": gpu},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -63,21 +75,25 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
             name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
         ),
     )
-    (config.run_dir / CURVES).write_text("", encoding="utf-8")
-    with _shown(config.run_dir / PROGRESS, log):
+    with _shown(progress(config.run_dir, verb), log):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _user_error(error) or error from None
     assert result.checkpoint is not None
-    aside = target.with_name(f"checkpoint.tmp-{os.getpid()}")
+    aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     result.checkpoint.to_directory(str(aside))
     checkpoint.verify(aside)
     publish(aside, target)
     shutil.rmtree(storage, ignore_errors=True)
-    log(f"train: wrote {target}")
+    log(f"{verb}: wrote {target}")
     return target
+
+
+def progress(run: Path, verb: str) -> Path:
+    """A line an epoch, written by rank 0, shown by the driver."""
+    return run / f"{verb}.log"
 
 
 def _use_gpu(config: Config) -> bool:
@@ -109,8 +125,8 @@ def _user_error(error: Exception) -> MVRecError | None:
     return None
 
 
-def _worker(settings: dict[str, Any]) -> None:
-    """Runs on each worker; rank 0 reports the checkpoint of the best epoch at the end."""
+def join(settings: dict[str, Any]) -> tuple[Config, training.Workers]:
+    """On a worker: the run's configuration and its place among the others, with torch's threads and device set."""
     import ray.train
     import ray.train.torch
     import torch.distributed as dist
@@ -137,7 +153,14 @@ def _worker(settings: dict[str, Any]) -> None:
             model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
 
-    workers = training.Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
+    return config, training.Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """Runs on each worker; rank 0 reports the checkpoint of the best epoch at the end."""
+    import ray.train
+
+    config, workers = join(settings)
     data = datasets.load(config)
     histories = data.histories(config)
     leads = workers.rank == 0
@@ -159,8 +182,15 @@ def _worker(settings: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             vectors = training.catalogue(model)[1]
             whole = datasets.load(config, test=True)  # test events are for serving; training never saw them
-            checkpoint.save(Path(folder) / "checkpoint", model, whole, vectors, {**metrics, "seed": config.seed})
+            told = {"seed": config.seed, "init": config.train.init}
+            checkpoint.save(Path(folder) / "checkpoint", model, whole, vectors, {**metrics, **told})
             ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+
+
+def _new_model(config: Config, data: checkpoint.Data, histories: Histories, before: int = VALID) -> MVRec:
+    if config.train.init == "pretrained":
+        return pretraining.load(config.run_dir / "pretrained", config, data, histories, before)
+    return checkpoint.new_model(config, data, histories, before)
 
 
 def _epochs(
@@ -168,7 +198,7 @@ def _epochs(
 ) -> Iterator[tuple[MVRec, training.Epoch, bool]]:
     """Each epoch, and whether training is done; then the model is the one to keep: the best of validation, or the one
     that was trained anew with the validation events for as many epochs."""
-    model = checkpoint.new_model(config, data, histories)
+    model = _new_model(config, data, histories)
     best: dict[str, torch.Tensor] = {}
     chosen = 0
     for epoch in training.fit(model, histories, config, workers):
@@ -178,7 +208,7 @@ def _epochs(
             model.load_state_dict(best)
         yield model, epoch, epoch.last and not config.train.refit
     if config.train.refit:
-        model = checkpoint.new_model(config, data, histories, before=TEST)
+        model = _new_model(config, data, histories, before=TEST)
         for epoch in training.fit(model, histories, config, workers, refit=chosen):
             yield model, epoch, epoch.last
 
@@ -197,7 +227,7 @@ def _say(run: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
     told = f"valid {shown}" if shown else "with validation events" if epoch.refit else ""
     mark = "  best so far" if epoch.best else ""
-    with (run / PROGRESS).open("a", encoding="utf-8") as file:
+    with progress(run, "train").open("a", encoding="utf-8") as file:
         file.write(f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}\n")
 
 

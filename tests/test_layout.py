@@ -38,6 +38,7 @@ ORDER = (
     "requests",
     "masking",
     "explanations",
+    "pretraining",
     "recommender",
     "ablations",
 )

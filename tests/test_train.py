@@ -40,7 +40,7 @@ def test_two_workers_count_the_users_that_one_counts(checkpoint, tiny_config, tm
     one, other = (json.loads((path / "metrics.json").read_text()) for path in (checkpoint, two))
     assert one["users"] == other["users"] == tiny.USERS
     assert abs(one["valid"]["NDCG@10"] - other["valid"]["NDCG@10"]) < 0.1
-    assert lines[0] == "train: 2 worker(s) on CPU, loss softmax"
+    assert lines[0] == "train: 2 worker(s) on CPU, loss softmax, scratch"
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
     assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == [
         "checkpoint",
@@ -79,7 +79,7 @@ def test_metrics_of_a_checkpoint(checkpoint, tmp_path):
     lines = []
     report = evaluate(checkpoint, tmp_path / "metrics.json", log=lines.append)
     written = json.loads((tmp_path / "metrics.json").read_text())
-    keys = {"protocol", "users", "valid", "test", "segments", "baselines", "seed", "model_version"}
+    keys = {"protocol", "users", "valid", "test", "segments", "baselines", "seed", "init", "model_version"}
     assert written == report and keys <= set(report)
     assert (report["users"], report["valid_users"], report["test_users"]) == (tiny.USERS,) * 3
     assert (report["protocol"]["items"], report["protocol"]["exclude_seen"], report["seed"]) == (tiny.ITEMS, True, 0)
