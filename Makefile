@@ -1,5 +1,6 @@
 # make demo          MovieLens-100K: fetch, prepare, train, evaluate, print the metrics, serve on 127.0.0.1:8000
 # make demo SERVE=0  the same without serving
+# make reproduce DATA=ml-100k|ml-1m|beauty|beauty-cold|journey   the README's quality table of that data, several seeds
 # make test          lint, types, every test
 # make clean-demo    forget the demo's run, so that the next one trains anew
 
@@ -13,7 +14,13 @@ export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONUTF8 := 1
 
-.PHONY: demo test lint clean-demo
+REPRODUCE_ml-100k := movielens-100k.yaml --seeds 0,1,2,3,4
+REPRODUCE_ml-1m := movielens-1m.yaml --seeds 0,1,2
+REPRODUCE_beauty := amazon-beauty.yaml --seeds 0,1,2,3,4
+REPRODUCE_beauty-cold := amazon-beauty.yaml --seeds 0 name=amazon-beauty-cold data.split.new_items=0.1
+REPRODUCE_journey := complete-journey.yaml --seeds 0,1,2,3,4
+
+.PHONY: demo test lint reproduce clean-demo
 
 demo: $(RUN)/checkpoint/manifest.json
 	$(BIN)/mvrec evaluate --config $(CONFIG)
@@ -29,6 +36,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reproduce: $(VENV)/ready data/ready
+	$(if $(REPRODUCE_$(DATA)),,$(error make reproduce: expected DATA=ml-100k, ml-1m, beauty, beauty-cold or journey, found '$(DATA)'))
+	$(BIN)/python bench/bench_quality.py --config pipelines/configs/$(REPRODUCE_$(DATA))
 
 clean-demo:
 	rm -rf $(RUN)

@@ -1,4 +1,4 @@
-"""The README's quality table: prepare, train and evaluate one configuration with several seeds, and their mean.
+"""The README's quality table: prepare, train and evaluate one configuration with several seeds, beside the baselines.
 
     python bench/bench_quality.py --config pipelines/configs/movielens-100k.yaml --seeds 0,1,2 [section.key=value ...]
 
@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import Any
 
 from mvrec_core.config import load_config
 from pipelines.evaluate import evaluate
@@ -19,6 +22,11 @@ from pipelines.pretrain import pretrain
 from pipelines.train import train
 
 COLUMNS = [(stage, metric) for stage in ("valid", "test") for metric in ("HR@10", "NDCG@10")]
+BESIDES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "ECE, all pairs": lambda report: report["calibration"]["ece"],
+    "ECE, top 10": lambda report: report["calibration"]["ece_top10"],
+    "cold items HR@10": lambda report: report["segments"]["item/cold"].get("HR@10", 0.0),
+}
 
 
 def main() -> None:
@@ -39,12 +47,24 @@ def main() -> None:
             train(config, overwrite=True)
             evaluate(config.run_dir / "checkpoint", out)
         reports.append(json.loads(out.read_text(encoding="utf-8")))
-    print(f"{name}, init: {whole.train.init}")
-    print(f"{'':18}" + "".join(f"{stage + ' ' + metric:>16}" for stage, metric in COLUMNS))
+    print(f"{name}, init: {whole.train.init}, {reports[0]['users']:,} users, {reports[0]['protocol']}")
+    print(f"{'':20}" + "".join(f"{stage + ' ' + metric:>16}" for stage, metric in COLUMNS))
     for seed, report in zip(given.seeds, reports, strict=True):
-        print(f"{f'seed {seed}':18}" + "".join(f"{report[stage][metric]:16.4f}" for stage, metric in COLUMNS))
-    for label, summary in (("mean", statistics.mean), ("standard deviation", statistics.stdev)):
-        print(f"{label:18}" + "".join(f"{summary([r[s][m] for r in reports]):16.4f}" for s, m in COLUMNS))
+        print(line(f"seed {seed}", [report], mean))
+    rows = {name: [report["baselines"][name] for report in reports] for name in reports[0]["baselines"]}
+    if all(report["hybrid"] for report in reports):
+        rows["hybrid"] = [report["hybrid"] for report in reports]
+    for label, found in {**rows, "mvrec": reports}.items():
+        print(line(label, found, mean))
+        if len(reports) > 1:
+            print(line("  deviation", found, statistics.stdev))
+    for label, pick in BESIDES.items():
+        print(f"{label:20}{mean([pick(report) for report in reports]):16.4f}")
+
+
+def line(label: str, rows: Sequence[dict[str, Any]], summary: Callable[[list[float]], float]) -> str:
+    cells = (summary([row[stage][metric] for row in rows]) for stage, metric in COLUMNS)
+    return f"{label:20}" + "".join(f"{cell:16.4f}" for cell in cells)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def evaluate(
     with clock("total"):
         recommender = Recommender.load(directory)
         report = _report(recommender, settings or recommender.config.evaluate, clock, log)
+        if recommender.config.train.refit:  # it has seen the validation events: these are of the model before
+            report["valid"] = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["valid"]
     report["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
     if out is not None:
         aside = out.with_suffix(f".tmp-{os.getpid()}")
@@ -84,7 +86,8 @@ def _report(
 ) -> dict[str, Any]:
     histories, seed = recommender.histories, recommender.config.seed
     spaces, train = _spaces(recommender), _train_events(recommender)
-    blends: Blends = dict.fromkeys(settings.hybrid, WEIGHTS)
+    refit = recommender.config.train.refit  # then validation chooses nothing any more
+    blends: Blends = {} if refit else dict.fromkeys(settings.hybrid, WEIGHTS)
     report: dict[str, Any] = {
         "protocol": {
             "split": recommender.config.data.split.kind,
@@ -93,6 +96,7 @@ def _report(
             "exclude_seen": settings.exclude_seen,
             "ties": "expectation over random order",
             "history": "every event before the target",
+            "trained_on": "train and valid" if refit else "train",
         },
         "baselines": {name: {} for name in settings.baselines},
     }

@@ -120,6 +120,17 @@ def test_content_of_categories_where_there_is_no_text(plain_data, plain_config, 
     assert found["baselines"]["content"]["test"] != found["baselines"]["popularity"]["test"]
 
 
+def test_a_model_that_has_seen_validation_is_not_judged_by_it(plain_data, plain_config, tmp_path):
+    train = plain_config.train.model_copy(update={"refit": True})
+    config = plain_config.model_copy(update={"train": train})
+    model = checkpoint.new_model(config, plain_data, plain_data.histories(config), before=TEST)
+    told = {"valid": {"HR@10": 0.5, "NDCG@10": 0.25}}
+    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], told)
+    found = evaluate(tmp_path / "c", settings=settings(baselines=("popularity",)), log=quiet)
+    assert found["valid"] == told["valid"] and found["hybrid"] == {}
+    assert found["protocol"]["trained_on"] == "train and valid" and found["test"]["HR@10"] != 0.5
+
+
 # hybrid
 
 
