@@ -39,6 +39,7 @@ lint: $(VENV)/ready
 
 reproduce: $(VENV)/ready data/ready
 	$(if $(REPRODUCE_$(DATA)),,$(error make reproduce: expected DATA=ml-100k, ml-1m, beauty, beauty-cold or journey, found '$(DATA)'))
+	$(if $(filter journey,$(DATA)),$(BIN)/mvrec fetch --to data --what complete-journey --what all-MiniLM-L6-v2)
 	$(BIN)/python bench/bench_quality.py --config pipelines/configs/$(REPRODUCE_$(DATA))
 
 clean-demo:

@@ -2,7 +2,8 @@
 
     python bench/bench_quality.py --config pipelines/configs/movielens-100k.yaml --seeds 0,1,2 [section.key=value ...]
 
-Each seed is a run of its own, <name>-seed<n>; one that has metrics.json already is not trained again. With
+Each seed is a run of its own, <name>-seed<n>; one that has metrics.json already is not
+trained again, whatever the overrides: remove runs/<name>-seed* first to measure anew. With
 train.init=pretrained each is pretrained first, and is <name>-pretrained-seed<n>.
 """
 

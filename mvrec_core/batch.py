@@ -26,6 +26,7 @@ class Batch:
     length: int64 [B], steps of each
     target: int64 [B, T], the item that follows each step, PAD where there is none to predict
     event:  {view: [B, L] or [B, L, M]}
+    kind:   int64 [B, T, M], the categories of the target event in the view that was asked for; M is 0 where none was
     user:   {view: [B] or [B, M]}
     """
 
@@ -35,6 +36,7 @@ class Batch:
     length: Tensor
     target: Tensor
     event: dict[str, Tensor]
+    kind: Tensor
     user: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> Batch:
@@ -47,9 +49,12 @@ class Batch:
         return Batch(**moved)
 
 
-def collate(histories: Histories, examples: Examples, grain: int = 1) -> Batch:
-    """The batch of some examples, on the CPU. L is rounded up to a multiple of `grain`: a matrix product whose shape
-    was not seen before costs several times as much on a CPU, since its kernel has to be compiled."""
+def collate(histories: Histories, examples: Examples, grain: int = 1, kind: str | None = None) -> Batch:
+    """The batch of some examples, on the CPU; `kind` names the category view of targets.
+
+    L is rounded up to a multiple of `grain`: a matrix product whose shape was not seen before costs several times as
+    much on a CPU, since its kernel has to be compiled.
+    """
     length = examples.stop - examples.start
     step = np.arange(-(-int(length.max(initial=0)) // grain) * grain)
     inside = step < length[:, None]
@@ -65,6 +70,7 @@ def collate(histories: Histories, examples: Examples, grain: int = 1) -> Batch:
     now = _padded(histories.time, np.where(followed, first[:, None] + place, 0), followed, MISSING_TIME)
     asked = examples.stop == size
     now[asked, length[asked]] = histories.now[examples.user[asked]]
+    kinds = histories.event[kind] if kind is not None else np.zeros((len(histories.item), 0), np.int64)
     return Batch(
         item=torch.from_numpy(_padded(histories.item, row, inside, PAD)),
         time=torch.from_numpy(_padded(histories.time, row, inside, MISSING_TIME)),
@@ -72,6 +78,7 @@ def collate(histories: Histories, examples: Examples, grain: int = 1) -> Batch:
         length=torch.from_numpy(length),
         target=torch.from_numpy(_padded(histories.item, following, wanted, PAD)),
         event={name: torch.from_numpy(_padded(v, row, inside, missing(v))) for name, v in histories.event.items()},
+        kind=torch.from_numpy(_padded(kinds, following, wanted, PAD)),
         user={name: torch.from_numpy(values[examples.user]) for name, values in histories.user.items()},
     )
 

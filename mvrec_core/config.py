@@ -225,14 +225,36 @@ class ModelConfig(Node):
         return self
 
 
+class TargetWeights(Node):
+    """What a target counts in the loss by its value in an event-level category view, such as its kind; of several
+    values the largest. Others, and missing ones, count 1."""
+
+    view: str
+    values: dict[str, float]
+
+    @field_validator("values")
+    @classmethod
+    def _positive(cls, values: dict[str, float]) -> dict[str, float]:
+        bad = {value: weight for value, weight in values.items() if not 0 < weight < float("inf")}
+        if bad:
+            raise ValueError(f"expected weights above 0, found {bad}")
+        return values
+
+
 class TrainConfig(Node):
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=1)  # users a step, over all workers
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     averaging: float = Field(0.99, ge=0, lt=1)  # decay of the moving average of the weights, which is what is kept
-    loss: Literal["softmax", "sampled_softmax", "bce"] = "softmax"
-    negatives: int = Field(512, ge=1)  # of sampled_softmax, shared by the batch; bce draws one a target
+    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "softmax"
+    negatives: int = Field(512, ge=1)  # of sampled_softmax and gbce, shared by the batch; bce draws one a target
+    negatives_from: Literal["popularity", "uniform", "batch"] = (
+        "popularity"  # of sampled_softmax: by the root of it, ...
+    )
+    calibration: float = Field(0.75, ge=0, le=1)  # t of gbce
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # of the softmax losses
+    weights: TargetWeights | None = None
     workers: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -328,6 +350,13 @@ class Config(Node):
             raise ValueError("views has none at item level, so there is nothing to rank items by")
         if sum(view.kind == "text" for view in self.views.values()) > 1:
             raise ValueError("views has more than one text view: join their columns in one")
+        weights = self.train.weights
+        if weights is not None:
+            weighed = self.views.get(weights.view)
+            if weighed is None or weighed.kind != "category" or weighed.level != "event":
+                raise ValueError(f"train.weights.view: expected a category view of events, found '{weights.view}'")
+        if self.train.label_smoothing and self.train.loss not in ("softmax", "sampled_softmax"):
+            raise ValueError(f"train.label_smoothing is of the softmax losses, but train.loss is {self.train.loss}")
         if self.text_view is not None and self.model.text.path is None:
             raise ValueError(f"views.{self.text_view} needs model.text.path, a local directory of a BERT-family model")
         return self

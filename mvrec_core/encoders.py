@@ -84,18 +84,25 @@ class TimeEncoder(nn.Module):
 class GapEncoder(nn.Module):
     """The time from a step until what follows it, up to now for the last one: time, now int64 [B, T] in microseconds
     -> [B, T, D]. In training some users' are hidden, so that a request that does not say when it is asked has a vector
-    of its own."""
+    of its own. A gap longer than any in training counts as the longest there."""
+
+    longest: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
         self.gap = nn.Embedding(GAPS, dim)
         nn.init.normal_(self.gap.weight, std=dim**-0.5)
+        self.register_buffer("longest", torch.tensor(0))
 
     def forward(self, time: Tensor, now: Tensor) -> Tensor:
         if self.training:
             hidden = torch.rand(len(now), 1, device=now.device) < HIDDEN
             now = now.masked_fill(hidden, int(MISSING_TIME))
-        return self.gap(gap_bucket(time, now))
+        bucket = gap_bucket(time, now)
+        known = bucket < GAPS - 1
+        if self.training:
+            self.longest.copy_(torch.maximum(self.longest, (bucket * known).max()))
+        return self.gap(torch.where(known, bucket.minimum(self.longest), bucket))
 
 
 def calendar(time: Tensor) -> tuple[Tensor, Tensor]:

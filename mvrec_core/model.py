@@ -27,6 +27,7 @@ from mvrec_core.encoders import (
     TimeEncoder,
     VectorEncoder,
 )
+from mvrec_core.errors import ConfigError
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.text import TextEncoder
@@ -46,13 +47,14 @@ class ItemViews:
 
 
 class MVRec(nn.Module):
-    draw: Tensor  # [N]: what negatives are drawn by
+    popularity: Tensor  # [N]: train events
+    weight_of: Tensor  # [values of the view train.weights names]: what a target counts
     known: Tensor  # bool [N]: items of train events, the only ones whose id says something
     fusion: GatedFusion | LinearFusion
     bias: nn.Parameter
 
     def __init__(self, config: Config, catalog: Catalog, fitted: Fitted, popularity: Tensor):
-        """popularity [N]: train events of each catalogue row; negatives of sampled_softmax are drawn by its root."""
+        """popularity [N]: train events of each catalogue row."""
         super().__init__()
         self.config = config
         dim = config.model.dim
@@ -79,8 +81,18 @@ class MVRec(nn.Module):
                 self.encoders[name] = nn.Linear(self.text.hidden, dim)
         for name, values in item_features(config, catalog.table, fitted).items():
             self.register_buffer(f"item_{name}", values, persistent=False)
-        self.register_buffer("draw", _draw_weights(popularity), persistent=False)
+        self.register_buffer("popularity", popularity.float(), persistent=False)
         self.register_buffer("known", popularity > 0)
+        if config.train.weights is not None:
+            vocabulary, weights = fitted.vocabularies[config.train.weights.view], config.train.weights.values
+            row = vocabulary.index(list(weights))
+            if (row < FIRST).any():
+                strange = next(value for value, r in zip(weights, row, strict=True) if r < FIRST)
+                there = ", ".join(vocabulary.values.to_pylist()[:10])
+                raise ConfigError(f"train.weights.values: expected values of train events ({there}), found '{strange}'")
+            weight_of = torch.ones(len(vocabulary))
+            weight_of[torch.from_numpy(row)] = torch.tensor(list(weights.values()))
+            self.register_buffer("weight_of", weight_of, persistent=False)
         if linear:
             self.fusion = LinearFusion(len(self.item_view_names), dim)
         else:
@@ -101,7 +113,7 @@ class MVRec(nn.Module):
 
     @property
     def n_rows(self) -> int:
-        return len(self.draw)
+        return len(self.popularity)
 
     # items
 
@@ -136,13 +148,15 @@ class MVRec(nn.Module):
         for name in self.item_view_names:
             view = self.config.views[name]
             if view.kind == "id":
-                encoded.append(self.encoders[name](torch.zeros(len(texts), dtype=torch.int64, device=self.draw.device)))
+                encoded.append(
+                    self.encoders[name](torch.zeros(len(texts), dtype=torch.int64, device=self.popularity.device))
+                )
             elif view.kind == "text":
                 vector = self.text.embed([text or "" for text in texts])  # type: ignore[union-attr]
                 there = torch.tensor([bool(text) for text in texts], device=vector.device)
                 encoded.append((self.encoders[name](vector * there[:, None]), there))
             else:
-                encoded.append(self.encoders[name](features[name].to(self.draw.device)))
+                encoded.append(self.encoders[name](features[name].to(self.popularity.device)))
         return _stack(encoded)
 
     def item_vectors(self, views: ItemViews) -> tuple[Tensor, Tensor]:
@@ -201,7 +215,8 @@ class MVRec(nn.Module):
         settings = self.config.train
         wanted = batch.target >= FIRST
         target_P = batch.target[wanted]
-        sampled = self._negatives(len(target_P), generator)
+        weight_P = self._weights(batch.kind[wanted])
+        sampled = self._negatives(target_P, generator)
         everything = settings.loss == "softmax"
         touched = torch.cat([batch.item.flatten(), target_P])
         known = self.known.nonzero()[:, 0]
@@ -221,26 +236,53 @@ class MVRec(nn.Module):
         if everything:
             among = torch.zeros_like(place)
             among[known] = torch.arange(len(known), device=known.device)
-            return losses.softmax(users_PD, items_nD.index_select(0, known), among[target_P], self.tau, self.bias)
+            items_CD, target_P = items_nD.index_select(0, known), among[target_P]
+            return losses.softmax(users_PD, items_CD, target_P, self.tau, self.bias, weight_P, settings.label_smoothing)
         positive_P = (users_PD * items_nD[place[target_P]]).sum(-1)
         if settings.loss == "bce":
             negative_P = (users_PD * items_nD[place[sampled]]).sum(-1)
-            return losses.bce(positive_P, negative_P, self.tau, self.bias)
+            return losses.bce(positive_P, negative_P, self.tau, self.bias, weight_P)
         more = -len(users_PD) % ROWS_GRAIN
         negative_PC = (F.pad(users_PD, (0, 0, 0, more)) @ items_nD[place[sampled]].T)[: len(users_PD)]
-        log_q = (self.draw / self.draw.sum()).clamp(min=1e-12).log()
-        return losses.sampled_softmax(positive_P, negative_PC, target_P, sampled, log_q, self.tau, self.bias)
+        if settings.loss == "gbce":
+            return losses.gbce(
+                positive_P, negative_PC, target_P, sampled, len(known), settings.calibration, self.tau, self.bias, weight_P
+            )
+        share = self._drawn_by()
+        log_q = (share / share.sum()).clamp(min=1e-12).log()
+        return losses.sampled_softmax(
+            positive_P, negative_PC, target_P, sampled, log_q, self.tau, self.bias, weight_P, settings.label_smoothing
+        )
 
-    def _negatives(self, targets: int, generator: torch.Generator) -> Tensor:
-        """Items to score against: shared by the batch for sampled_softmax, uniform and one a target for bce."""
+    def _weights(self, kind_PM: Tensor) -> Tensor | None:
+        """[P]: what each target counts, by its categories; None where all count the same."""
+        if self.config.train.weights is None:
+            return None
+        weight_PM = self.weight_of[kind_PM].masked_fill(kind_PM == PAD, 0.0)
+        return torch.where(weight_PM.amax(1) > 0, weight_PM.amax(1), 1.0)
+
+    def _drawn_by(self) -> Tensor:
+        """[N]: what the negatives of sampled_softmax are drawn by, up to a factor."""
+        how = self.config.train.negatives_from
+        weight = torch.ones_like(self.popularity) if how == "uniform" else self.popularity.clone()
+        weight = (weight + 1).sqrt() if how == "popularity" else weight
+        return weight * self.known
+
+    def _negatives(self, target_P: Tensor, generator: torch.Generator) -> Tensor:
+        """Items of train events to score against, shared by the batch; of bce one a target."""
         settings = self.config.train
+        device = self.popularity.device
         if settings.loss == "softmax":
-            return torch.zeros(0, dtype=torch.int64, device=self.draw.device)
-        if settings.loss == "bce":
-            drawn = torch.randint(FIRST, self.n_rows, (targets,), generator=generator)
-        else:
-            drawn = torch.multinomial(self.draw.cpu(), settings.negatives, replacement=True, generator=generator)
-        return drawn.to(self.draw.device)
+            return torch.zeros(0, dtype=torch.int64, device=device)
+        if settings.loss == "sampled_softmax" and settings.negatives_from == "batch":
+            chosen = torch.randint(len(target_P), (settings.negatives,), generator=generator)
+            return target_P[chosen.to(device)]
+        if settings.loss == "sampled_softmax" and settings.negatives_from == "popularity":
+            drawn = torch.multinomial(self._drawn_by().cpu(), settings.negatives, replacement=True, generator=generator)
+            return drawn.to(device)
+        count = len(target_P) if settings.loss == "bce" else settings.negatives
+        known = self.known.nonzero()[:, 0]
+        return known[torch.randint(len(known), (count,), generator=generator).to(device)]
 
 
 class SequenceEncoder(nn.Module):
@@ -298,12 +340,6 @@ def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: 
             filler = np.full((rows_before, *values.shape[1:]), PAD if view.kind == "category" else np.nan, values.dtype)
             out[name] = torch.from_numpy(np.concatenate([filler, values]))
     return out
-
-
-def _draw_weights(popularity: Tensor) -> Tensor:
-    weight = (popularity.float() + 1.0).sqrt()
-    weight[:FIRST] = 0.0
-    return weight
 
 
 def _stack(encoded: Sequence[tuple[Tensor, Tensor]]) -> ItemViews:

@@ -83,6 +83,7 @@ def fit(
         model.text.attach(optimiser, steps)
         with autocast(config, workers.device):
             model.text.refresh()
+    kind = settings.weights.view if settings.weights is not None else None
     parallel = workers.wrap(model)
     average = Average(model, settings.averaging)
     best, stale = -1.0, 0
@@ -92,7 +93,7 @@ def fit(
         total = torch.zeros(2, dtype=torch.float64)
         examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]), before)
         for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
-            batch = collate(histories, examples[mine], GRAIN).to(workers.device)
+            batch = collate(histories, examples[mine], GRAIN, kind).to(workers.device)
             with autocast(config, workers.device):
                 loss = parallel(batch, generator) * share
             optimiser.zero_grad(set_to_none=True)
@@ -200,7 +201,7 @@ def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[N
 def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
     """The item-level views of all N rows, and their unit vectors [N, D]; PAD and UNKNOWN are zero."""
     model.eval()
-    rows = torch.arange(model.n_rows, device=model.draw.device)
+    rows = torch.arange(model.n_rows, device=model.popularity.device)
     parts = [model.item_views(part) for part in rows.split(chunk)]
     views = ItemViews(torch.cat([p.z for p in parts]), torch.cat([p.present for p in parts]))
     return views, model.item_vectors(views)[0]
@@ -210,7 +211,7 @@ def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
 def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> Tensor:
     """Users' unit vectors [B, D] after the last step of each example."""
     model.eval()
-    batch = collate(histories, examples, GRAIN).to(model.draw.device)
+    batch = collate(histories, examples, GRAIN).to(model.popularity.device)
     vectors_BTD = model.user_vectors(batch, views, batch.item)
     return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
 

@@ -53,6 +53,7 @@ def test_a_wrong_type_shows_what_was_found(tmp_path):
         ("train.epochs=0", "train.epochs"),
         ("model.dim=15", "dim 15 is not a multiple of heads 2"),
         ("train.loss=hinge", "found 'hinge'"),
+        ("train.weights={view: id, values: {}}", "train.weights.view: expected a category view of events, found 'id'"),
         ("views.t={kind: text, columns: [title]}", "views.t reads columns of items, but data.items is not set"),
         ("views={r: {kind: number, level: event, column: rating}}", "views has none at item level"),
         ("views.x={column: a}", "key 'views.x' needs a 'kind'"),

@@ -28,6 +28,66 @@ def test_softmax_is_the_cross_entropy():
     torch.testing.assert_close(losses.softmax(USERS, ITEMS, TARGET, TAU, bias(3.0)), by_hand)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0, 0.5, 2.0]])
+@pytest.mark.parametrize("at_once", [1 << 19, 20])  # all rows, two at a time
+def test_softmax_and_its_gradients_are_those_of_autograd(monkeypatch, smoothing, weights, at_once):
+    monkeypatch.setattr(losses, "LOGITS", at_once)
+    weight = None if weights is None else torch.tensor(weights)
+    found = []
+    for ours in (True, False):
+        users, items, tau = (x.clone().requires_grad_() for x in (USERS, ITEMS, TAU))
+        if ours:
+            loss = losses.softmax(users, items, TARGET, tau, bias(1.0), weight, smoothing)
+        else:
+            each = F.cross_entropy(users @ items.T / tau, TARGET, reduction="none", label_smoothing=smoothing)
+            loss = each.mean() if weight is None else (each * weight).sum() / weight.sum()
+        loss.backward()
+        found.append((loss.detach(), users.grad, items.grad, tau.grad))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_sampled_softmax_with_weights_and_smoothing(smoothing):
+    weight, drawn = torch.tensor([1.0, 3.0, 0.5, 2.0]), torch.tensor([1, 2, 4])  # none of the targets
+    q = torch.full((9,), 1 / 9)
+    logits = torch.cat([POSITIVE[:, None] / TAU, USERS @ ITEMS[drawn].T / TAU - math.log(3 / 9)], 1)
+    each = F.cross_entropy(logits, torch.zeros(4, dtype=torch.int64), reduction="none", label_smoothing=smoothing)
+    found = losses.sampled_softmax(
+        POSITIVE, USERS @ ITEMS[drawn].T, TARGET, drawn, q.log(), TAU, bias(), weight, smoothing
+    )
+    torch.testing.assert_close(found, (each * weight).sum() / weight.sum())
+
+
+def gbce(calibration, drawn, weight=None, items=9):
+    negative = USERS @ ITEMS[drawn].T
+    return losses.gbce(POSITIVE, negative, TARGET, drawn, items, calibration, TAU, bias(-0.7), weight)
+
+
+def test_gbce_without_calibration_is_bce():
+    drawn = torch.tensor([5])
+    by_hand = losses.bce(POSITIVE, USERS @ ITEMS[5], TAU, bias(-0.7)) / 2  # a mean over the target and one negative
+    torch.testing.assert_close(gbce(0.0, drawn), by_hand)
+
+
+def test_gbce_raises_the_positive_to_beta():
+    drawn = torch.tensor([1, 2])
+    beta = (2 / 8) * (0.75 * (1 - 8 / 2) + 8 / 2)
+    positive = F.softplus(-(POSITIVE / TAU - 0.7))
+    negative = F.softplus(USERS @ ITEMS[drawn].T / TAU - 0.7).sum(1)
+    torch.testing.assert_close(gbce(0.75, drawn), ((beta * positive + negative) / 3).mean())
+    weight = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    torch.testing.assert_close(gbce(0.75, drawn, weight), ((beta * positive + negative) / 3)[2])
+
+
+def test_gbce_leaves_out_a_negative_that_is_the_target():
+    alone = F.softplus(-(POSITIVE[1] / TAU - 0.7))
+    weight = torch.tensor([0.0, 1.0, 0.0, 0.0])  # of the target 0
+    drawn = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0])
+    torch.testing.assert_close(gbce(0.5, drawn, weight), alone)
+
+
 def test_every_item_once_drawn_evenly_is_the_full_softmax():
     every, log_q = torch.arange(9), torch.full((9,), -math.log(9))
     sampled = losses.sampled_softmax(POSITIVE, USERS @ ITEMS.T, TARGET, every, log_q, TAU, bias())

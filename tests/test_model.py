@@ -3,18 +3,20 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 import torch
 
 from mvrec_core.batch import collate
-from mvrec_core.catalog import FIRST
-from mvrec_core.checkpoint import new_model
-from mvrec_core.features import MISSING_TIME
+from mvrec_core.catalog import FIRST, Vocabulary
+from mvrec_core.checkpoint import Data, new_model
+from mvrec_core.errors import ConfigError
+from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.sequences import Examples, train_examples
 from mvrec_core.training import catalogue
 
-LOSSES = ("softmax", "sampled_softmax", "bce")
+LOSSES = ("softmax", "sampled_softmax", "bce", "gbce")
 
 
 def build(encoder, data, *overrides):
@@ -159,9 +161,63 @@ def test_the_same_seed_gives_the_same_model(tiny_encoder, plain_data):
     assert not torch.equal(one["start"], three["start"])
 
 
-def test_negatives_are_drawn_by_the_root_of_popularity(plain_model, plain_data):
-    histories = plain_data.histories(plain_model.config)
-    train = histories.item[histories.split == 0]
-    count = int((train == FIRST + 3).sum())
-    assert plain_model.draw[:FIRST].tolist() == [0, 0]
-    assert abs(float(plain_model.draw[FIRST + 3]) - (count + 1) ** 0.5) < 1e-6
+@pytest.mark.parametrize(("source", "power"), [("popularity", 0.5), ("uniform", 0.0), ("batch", 1.0)])
+def test_what_negatives_are_drawn_by(tiny_encoder, plain_data, source, power):
+    model = build(
+        tiny_encoder, plain_data, "train.loss=sampled_softmax", f"train.negatives_from={source}", "train.negatives=4000"
+    )
+    histories = plain_data.histories(model.config)
+    target = torch.from_numpy(histories.item[(histories.split == 0) & (histories.item >= FIRST)])
+    drawn = model._negatives(target, torch.Generator().manual_seed(0)).bincount(minlength=model.n_rows)
+    count = target.bincount(minlength=model.n_rows).double()
+    assert drawn[:FIRST].tolist() == [0, 0] and int(drawn.sum()) == 4000
+    expected = ((count + 1) ** power if source == "popularity" else count**power)[FIRST:]
+    expected = 4000 * expected / expected.sum()
+    assert ((drawn[FIRST:] - expected).abs() < 5 * expected.sqrt() + 1).all()
+    share = model._drawn_by()[FIRST:].double()
+    torch.testing.assert_close(share / share.sum(), expected / 4000, atol=1e-6, rtol=1e-4)
+
+
+KINDS = ("view", "购买")
+
+
+def with_kinds(data):
+    """Every third event is a purchase."""
+    sizes = [len(items) for items in data.users["item"].to_pylist()]
+    kinds = pa.array([[[KINDS[n % 3 == 0]] for n in range(size)] for size in sizes], pa.list_(pa.list_(pa.string())))
+    fitted = Fitted({**data.fitted.vocabularies, "kind": Vocabulary(KINDS)}, data.fitted.scales, data.fitted.vectors)
+    return Data(data.catalog, fitted, data.users.append_column("event.kind", kinds))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_targets_count_by_their_kind(tiny_encoder, plain_data, loss):
+    data = with_kinds(plain_data)
+    view = "views.kind={kind: category, level: event, column: kind}"
+    found = []
+    for overrides in (["train.weights={view: kind, values: {购买: 1.0e+6}}"], ["model.dropout=0"]):
+        config = tiny.config(tiny_encoder, view, f"train.loss={loss}", *overrides)
+        histories = data.histories(config)
+        model = new_model(config, data, histories)
+        model.text.refresh()
+        model.eval()
+        batch = collate(histories, train_examples(histories, 8)[:9], kind="kind")
+        bought = (batch.kind == FIRST + 1).any(-1)
+        assert 0 < bought.sum() < (batch.target >= FIRST).sum()
+        if len(found) == 1 and loss != "bce":  # bce draws for each target, so others are drawn without the rest
+            batch = dataclasses.replace(batch, target=batch.target * bought)
+        found.append(float(model(batch, torch.Generator().manual_seed(0)).detach()))
+    if loss == "bce":
+        assert found[0] != pytest.approx(found[1], rel=1e-3)
+    else:
+        assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_weight_for_a_value_that_is_not_there(tiny_encoder, plain_data):
+    config = tiny.config(
+        tiny_encoder,
+        "views.kind={kind: category, level: event, column: kind}",
+        "train.weights={view: kind, values: {cart: 2}}",
+    )
+    data = with_kinds(plain_data)
+    with pytest.raises(ConfigError, match=r"train.weights.values: expected .*\(view, 购买\), found 'cart'"):
+        new_model(config, data, data.histories(config))

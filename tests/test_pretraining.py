@@ -278,7 +278,7 @@ def test_training_starts_from_what_was_pretrained(pretrained, plain_data, tiny_e
         assert torch.equal(model.get_parameter(name), value), name
     changed = {n for n in weights if not torch.equal(model.get_parameter(n), scratch.get_parameter(n))}
     assert {"fusion.A", *(n for n in weights if n.startswith("encoders."))} <= changed
-    assert torch.equal(model.known, scratch.known) and torch.equal(model.draw, scratch.draw)
+    assert torch.equal(model.known, scratch.known) and torch.equal(model.popularity, scratch.popularity)
     adapted = load_file(directory / "text_encoder" / "model.safetensors")
     words = "embeddings.word_embeddings.weight"
     assert torch.equal(model.text.encoder.get_parameter(words), adapted[words])

@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_encoder, plain_data, tune):
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
 def test_training_learns_what_comes_next(tiny_encoder, plain_data, loss):
     _, epochs = trained(tiny_encoder, plain_data, f"train.loss={loss}", "train.epochs=8", "views={id: {kind: id}}")
     first, last = epochs[0].valid.means()["NDCG@10"], epochs[-1].valid.means()["NDCG@10"]
