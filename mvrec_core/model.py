@@ -62,6 +62,7 @@ class MVRec(nn.Module):
         self.event_view_names = list(config.views_at("event"))
         self.user_view_names = list(config.views_at("user"))
         self.text: TextEncoder | None = None
+        self.until: GapEncoder | None = None
         self.encoders = nn.ModuleDict()
         linear = config.model.fusion == "linear"
         for name, view in (config.views_at("item") if linear else config.views).items():
@@ -82,7 +83,7 @@ class MVRec(nn.Module):
         for name, values in item_features(config, catalog.table, fitted).items():
             self.register_buffer(f"item_{name}", values, persistent=False)
         self.register_buffer("popularity", popularity.float(), persistent=False)
-        self.register_buffer("known", popularity > 0)
+        self.register_buffer("known", (popularity > 0) & (torch.arange(len(popularity)) >= FIRST))
         if config.train.weights is not None:
             vocabulary, weights = fitted.vocabularies[config.train.weights.view], config.train.weights.values
             row = vocabulary.index(list(weights))
@@ -99,8 +100,8 @@ class MVRec(nn.Module):
             self.fusion = GatedFusion(len(self.item_view_names) + len(self.event_view_names), dim)
             self.user_fusion = GatedFusion(max(1, len(self.user_view_names)), dim)
             self.sequence = SequenceEncoder(config.model)
-            timed = any(view.kind == "time" for view in config.views.values())
-            self.until = GapEncoder(dim) if timed else None
+            if any(view.kind == "time" for view in config.views.values()):
+                self.until = GapEncoder(dim)
             self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.log_tau = nn.Parameter(torch.tensor(config.model.temperature).log())
         self.bias = nn.Parameter(
@@ -246,7 +247,15 @@ class MVRec(nn.Module):
         negative_PC = (F.pad(users_PD, (0, 0, 0, more)) @ items_nD[place[sampled]].T)[: len(users_PD)]
         if settings.loss == "gbce":
             return losses.gbce(
-                positive_P, negative_PC, target_P, sampled, len(known), settings.calibration, self.tau, self.bias, weight_P
+                positive_P,
+                negative_PC,
+                target_P,
+                sampled,
+                len(known),
+                settings.calibration,
+                self.tau,
+                self.bias,
+                weight_P,
             )
         share = self._drawn_by()
         log_q = (share / share.sum()).clamp(min=1e-12).log()

@@ -67,7 +67,7 @@ def train(
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option(help="replace the checkpoint that the run has")] = False,
 ) -> None:
-    """<run>/prepared -> <run>/checkpoint, the best epoch by validation NDCG@10."""
+    """<run>/prepared -> <run>/checkpoint, the best epoch by validation NDCG@10, or with train.refit its refit."""
     from pipelines import train as verb
 
     verb.train(load_config(config, overrides or []), overwrite)

@@ -29,7 +29,8 @@ CURVES = "curves.jsonl"  # in the run, for programs: epoch, loss, seconds, best,
 
 
 def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
-    """Trains on <run>/prepared and publishes the best epoch as <run>/checkpoint, which it returns.
+    """Trains on <run>/prepared and publishes the best epoch, or its refit, as <run>/checkpoint, which it
+    returns.
 
     Raises CheckpointError where the run has a checkpoint already, ResourceError where the cluster is too small.
     """
@@ -157,7 +158,7 @@ def join(settings: dict[str, Any]) -> tuple[Config, training.Workers]:
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """Runs on each worker; rank 0 reports the checkpoint of the best epoch at the end."""
+    """Runs on each worker; rank 0 reports the checkpoint at the end."""
     import ray.train
 
     config, workers = join(settings)

@@ -7,6 +7,7 @@ from mvrec_core.encoders import (
     GAPS,
     SECOND,
     CategoryEncoder,
+    GapEncoder,
     IdEncoder,
     NumberEncoder,
     TimeEncoder,
@@ -83,3 +84,16 @@ def test_time_before_1970():
     torch.testing.assert_close(
         z[0, 0], encoder.gap.weight[GAPS - 1] + encoder.hour.weight[23] + encoder.weekday.weight[2]
     )
+
+
+def test_a_gap_longer_than_any_in_training_is_as_the_longest_there():
+    encoder = GapEncoder(4)
+    time = torch.zeros(64, 1, dtype=torch.int64)
+    encoder(time, torch.full((64, 1), 100 * SECOND))
+    encoder(time, torch.full((64, 1), 3 * SECOND))
+    encoder.eval()
+    hundred, years, short, unknown = encoder(
+        time[:4], torch.tensor([[100 * SECOND], [10**9 * SECOND], [3 * SECOND], [int(MISSING_TIME)]])
+    )
+    assert torch.equal(years, hundred) and not torch.equal(short, hundred)
+    assert torch.equal(unknown[0], encoder.gap.weight[GAPS - 1])

@@ -11,6 +11,7 @@ import torch
 from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST, Vocabulary
 from mvrec_core.checkpoint import Data, new_model
+from mvrec_core.encoders import GAPS
 from mvrec_core.errors import ConfigError
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.sequences import Examples, train_examples
@@ -24,6 +25,8 @@ def build(encoder, data, *overrides):
     model = new_model(config, data, data.histories(config))
     if model.text is not None:
         model.text.refresh()
+    if model.until is not None:
+        model.until.longest.fill_(GAPS - 2)  # as if training had seen every gap
     return model
 
 
@@ -94,6 +97,11 @@ def test_the_id_of_an_item_without_train_events_says_nothing(tiny_encoder, plain
     before = catalogue(model)[1].clone()
     with torch.no_grad():
         model.encoders["id"].embedding.weight += 1.0
+    assert model.known.sum() == 39 and not model.known[:FIRST].any()
+    for how in ("popularity", "uniform"):
+        train = config.train.model_copy(update={"negatives_from": how})
+        model.config = config.model_copy(update={"train": train})
+        assert float(model._drawn_by()[new]) == 0 and model._drawn_by().count_nonzero() == 39
     after = catalogue(model)[1]
     assert torch.equal(after[new], before[new]) and float(before[new].norm()) > 0.99
     assert (after[new + 1 :] - before[new + 1 :]).abs().amax(-1).min() > 1e-3
