@@ -59,6 +59,10 @@ def main() -> None:
         print(line(label, found, mean))
         if len(reports) > 1:
             print(line("  deviation", found, statistics.stdev))
+    for metric in ("HR@10", "NDCG@10"):
+        if "test_at_unknown_time" in reports[0]:
+            unknown = mean([report["test_at_unknown_time"][metric] for report in reports])
+            print(f"{f'test {metric}, not told when the target happened':52}{unknown:8.4f}")
     for label, pick in BESIDES.items():
         print(f"{label:20}{mean([pick(report) for report in reports]):16.4f}")
 

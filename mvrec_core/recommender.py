@@ -168,14 +168,14 @@ class Recommender:
     # evaluation and batch lists
 
     @torch.no_grad()
-    def rank_stage(self, stage: str, hidden: Collection[str] = ()) -> tuple[Examples, Ranks]:
+    def rank_stage(self, stage: str, hidden: Collection[str] = (), timed: bool = True) -> tuple[Examples, Ranks]:
         """The users that have a target in "valid" or "test", and where it stands among the whole catalogue when the
-        hidden views are not there."""
+        hidden views are not there; with `timed` False, when the model is not told at what time the target happened."""
         examples = stage_examples(self._histories, stage, self._max_len)
         exclude_seen = self.config.evaluate.exclude_seen
         ranked = [
             rank_scores(users @ items.T / self._model.tau + self._model.bias, self._histories, part, exclude_seen)
-            for part, users, items in self._encoded(examples, hidden)
+            for part, users, items in self._encoded(examples, hidden, timed)
         ]
         return examples, Ranks.concatenate(ranked)
 
@@ -253,7 +253,7 @@ class Recommender:
 
     @torch.no_grad()
     def _encoded(
-        self, examples: Examples, hidden: Collection[str] = ()
+        self, examples: Examples, hidden: Collection[str] = (), timed: bool = True
     ) -> Iterator[tuple[Examples, torch.Tensor, torch.Tensor]]:
         """Some examples at a time, their users' vectors [B, D] and the catalogue's [N, D], without the hidden views."""
         views, items, histories = self._views, self._items, self._histories
@@ -262,7 +262,7 @@ class Recommender:
             items, histories = self._model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
         for start in range(0, len(examples), self.config.evaluate.batch_size):
             part = examples[start : start + self.config.evaluate.batch_size]
-            yield part, training.encode(self._model, histories, part, views), items
+            yield part, training.encode(self._model, histories, part, views, timed), items
 
     def _seen_before(self, examples: Examples) -> list[Filter]:
         """What each example's list leaves out: by configuration, the items of its history."""

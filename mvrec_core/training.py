@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
+from mvrec_core.features import MISSING_TIME
 from mvrec_core.metrics import RankingSums, Ranks, ranks
 from mvrec_core.model import GRAIN, ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
@@ -208,10 +209,13 @@ def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
 
 
 @torch.no_grad()
-def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> Tensor:
-    """Users' unit vectors [B, D] after the last step of each example."""
+def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemViews, timed: bool = True) -> Tensor:
+    """Users' unit vectors [B, D] after the last step of each example; with `timed` False nobody says when it is that
+    the next event is asked for."""
     model.eval()
     batch = collate(histories, examples, GRAIN).to(model.popularity.device)
+    if not timed:
+        batch = replace(batch, now=torch.full_like(batch.now, int(MISSING_TIME)))
     vectors_BTD = model.user_vectors(batch, views, batch.item)
     return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
 

@@ -127,6 +127,8 @@ def _report(
         "bins": found.pairs.bins(),
         f"bins_top{CALIBRATED}": found.top_pairs.bins(),
     }
+    if any(view.kind == "time" for view in recommender.config.views.values()):
+        report["test_at_unknown_time"] = RankingSums.from_ranks(recommender.rank_stage("test", timed=False)[1]).means()
     with clock("ablations"):
         report |= views_removed(recommender, "test")
         report["view_conflict"] = view_conflict(recommender, "test").summary()
@@ -284,6 +286,8 @@ def table(name: str, report: dict[str, Any]) -> str:
     hybrid = report["hybrid"]
     if hybrid:
         rows["hybrid"] = hybrid
+    if "test_at_unknown_time" in report:
+        rows["  at unknown time"] = {"valid": {}, "test": report["test_at_unknown_time"]}
     for label, stages in rows.items():
         cells = (stages[stage].get(metric) for stage in STAGES for metric in SHOWN)
         lines.append(f"{label:18}" + "".join(f"{'-' if cell is None else format(cell, '.4f'):>16}" for cell in cells))

@@ -298,3 +298,18 @@ def test_a_model_of_nan_stops_the_evaluation(plain_checkpoint, plain_data, tmp_p
     checkpoint.save(tmp_path / "c", loaded.model, plain_data, vectors, {})
     with pytest.raises(MVRecError, match="found NaN for user row 0, item column 5"):
         evaluate(tmp_path / "c", settings=settings(), log=quiet)
+
+
+def test_the_time_of_the_target_can_be_kept_from_the_model(
+    report, plain_recommender, plain_data, plain_config, tmp_path
+):
+    unknown = report["test_at_unknown_time"]
+    assert set(unknown) == set(report["test"]) and unknown["AUC"] != report["test"]["AUC"]
+    asked = plain_recommender.rank_stage("test")[1]
+    told, untold = (plain_recommender.rank_stage("test", timed=timed)[1] for timed in (True, False))
+    assert told.above.tolist() == asked.above.tolist() != untold.above.tolist()
+    config = plain_config.model_copy(update={"views": {n: v for n, v in plain_config.views.items() if n != "time"}})
+    model = checkpoint.new_model(config, plain_data, plain_data.histories(config))
+    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
+    timeless = evaluate(tmp_path / "c", settings=settings(baselines=(), hybrid=()), log=quiet)
+    assert "test_at_unknown_time" not in timeless
