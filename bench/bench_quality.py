@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
+import torch
+
 from mvrec_core.config import load_config
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
@@ -31,6 +33,7 @@ BESIDES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # so that figures do not depend on the machine; training has train.threads
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(seed) for seed in text.split(",")])

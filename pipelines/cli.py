@@ -148,6 +148,7 @@ def run_verb(verb: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: why is said in cluster.connect
     for stream in (sys.stdout, sys.stderr):  # titles are UTF-8 whatever the locale
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     try:
