@@ -124,8 +124,8 @@ def _report(
     report["calibration"] = {
         "ece": found.pairs.error(),
         f"ece_top{CALIBRATED}": found.top_pairs.error(),
-        "bins": found.pairs.bins(),
-        f"bins_top{CALIBRATED}": found.top_pairs.bins(),
+        "bins": [list(each) for each in found.pairs.bins()],
+        f"bins_top{CALIBRATED}": [list(each) for each in found.top_pairs.bins()],
     }
     if any(view.kind == "time" for view in recommender.config.views.values()):
         report["test_at_unknown_time"] = RankingSums.from_ranks(recommender.rank_stage("test", timed=False)[1]).means()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mvrec_core.checkpoint import verify
+from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import CheckpointError, ConfigError
 from pipelines.evaluate import evaluate
 from pipelines.pretrain import pretrain
@@ -59,7 +60,10 @@ def test_training_starts_there_and_says_so(pretrained, checkpoint):
     assert lines[0] == "train: 1 worker(s) on CPU, loss softmax, pretrained"
     inits = [json.loads((path / "metrics.json").read_text())["init"] for path in (directory, checkpoint)]
     assert inits == ["pretrained", "scratch"]
-    assert [evaluate(path, chosen=(), log=quiet)["init"] for path in (directory, checkpoint)] == inits
+    assert [
+        evaluate(path, settings=EvaluateConfig(baselines=(), hybrid=()), log=quiet)["init"]
+        for path in (directory, checkpoint)
+    ] == inits
     words = "embeddings.word_embeddings.weight"
     one, two = (
         load_file(path / "text_encoder" / "model.safetensors")[words]

@@ -118,7 +118,7 @@ def test_answers_are_those_of_the_recommender(client, checkpoint, user):
     assert answer["rung"] == expected.rung == "history"
     assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in expected.items]
     assert [item["score"] for item in answer["items"]] == pytest.approx([one.score for one in expected.items], abs=1e-4)
-    assert answer["items"][0]["views"] == pytest.approx(expected.items[0].views, abs=1e-4)
+    assert answer["items"][0]["views"] == pytest.approx(expected.items[0].explanation.views, abs=1e-4)
     assert client.get("/health/ready").json()["items"] == recommender.n_items
 
 
