@@ -196,6 +196,9 @@ class TextEncoderConfig(Node):
     save: Literal["whole", "adapter"] = "whole"  # adapter: what was learnt alone; to load it takes what is at `path`
     lr: float = Field(2e-5, gt=0)  # the encoder's own learning rate
     max_tokens: int = Field(64, ge=4)
+    ridge: float = Field(0.1, gt=0)  # of the mean variance, added to each direction's before whitening
+        0.1, gt=0
+    )  # of the mean variance, added to each direction's before whitening; more: less white
     live: int = Field(128, ge=1)  # distinct texts of a step read with gradient; the others come from the cache
     refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
 
@@ -212,6 +215,7 @@ class ModelConfig(Node):
     blocks: int = Field(2, ge=0)
     heads: int = Field(2, ge=1)
     max_len: int = Field(100, ge=1)  # events of a history that the encoder reads
+    alibi: bool = False  # attention falls with the distance of two steps, in each head at another rate
     dropout: float = Field(0.2, ge=0, lt=1)
     view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vectors that describe an item: of its text, its image, ...
     id_dropout: float = Field(0.0, ge=0, lt=1)  # share of the items whose id is hidden in a step

@@ -17,7 +17,6 @@ from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
 
 CHUNK = 128  # texts encoded together
-RIDGE = 0.1  # of the mean variance, added to each direction's before whitening
 
 
 class TextEncoder(nn.Module):
@@ -94,7 +93,7 @@ class TextEncoder(nn.Module):
             self.cache[rows] = self.encode(self.ids[rows], self.size[rows]).to(self.cache.dtype)
         if len(texts):
             self.centre.copy_(texts.mean(0))
-            self.whiten.copy_(_whitening(texts))
+            self.whiten.copy_(_whitening(texts, self.config.ridge))
             texts.copy_(self._standard(texts))
         self.train(training)
 
@@ -132,10 +131,10 @@ class TextEncoder(nn.Module):
         return out["input_ids"].int(), out["attention_mask"].sum(1)
 
 
-def _whitening(vectors: Tensor) -> Tensor:
+def _whitening(vectors: Tensor, ridge: float) -> Tensor:
     """[H, H]: what makes the directions of vectors [n, H] uncorrelated and of a like size (ZCA; Kessy, Lewin and
     Strimmer, The American Statistician 2018); those of little variance, which may be noise, are lifted less."""
     centred = (vectors - vectors.mean(0)).double()
     value, direction = torch.linalg.eigh(centred.T @ centred / len(centred))
-    lifted = (value + RIDGE * value.mean()).clamp(min=1e-12).rsqrt()
+    lifted = (value + ridge * value.mean()).clamp(min=1e-12).rsqrt()
     return ((direction * lifted) @ direction.T).float()

@@ -43,9 +43,9 @@ def read(*pairs):
     return Examples(user, np.zeros_like(stop), stop, stop, stop)
 
 
-@pytest.mark.parametrize("fusion", ["gated", "linear"])
-def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data, fusion):
-    model = build(tiny_encoder, plain_data, f"model.fusion={fusion}")
+@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear", "model.alibi=true"])
+def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data, settings):
+    model = build(tiny_encoder, plain_data, settings)
     histories = plain_data.histories(model.config)
     user, at = 7, 4  # of 10 events
     row = int(histories.offsets[user]) + at
@@ -107,9 +107,21 @@ def test_the_id_of_an_item_without_train_events_says_nothing(tiny_encoder, plain
     assert (after[new + 1 :] - before[new + 1 :]).abs().amax(-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("fusion", ["gated", "linear"])
-def test_padding_changes_nothing(tiny_encoder, plain_data, fusion):
-    model = build(tiny_encoder, plain_data, f"model.fusion={fusion}")
+def test_with_alibi_attention_falls_with_distance(tiny_encoder, plain_data):
+    biases = []
+    model = build(tiny_encoder, plain_data, "model.alibi=true")
+    model.sequence.blocks[0].register_forward_pre_hook(lambda _, given: biases.append(given[1]))
+    histories = plain_data.histories(model.config)
+    vectors(model, histories, read((7, 3)))
+    expected = torch.tensor([[0.0, -torch.inf, -torch.inf], [-1.0, 0.0, -torch.inf], [-2.0, -1.0, 0.0]])
+    assert biases[0].shape == (1, 2, 4, 4)
+    torch.testing.assert_close(biases[0][0, 0, :3, :3], expected / 4)
+    torch.testing.assert_close(biases[0][0, 1, :3, :3], expected / 32)
+
+
+@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear", "model.alibi=true"])
+def test_padding_changes_nothing(tiny_encoder, plain_data, settings):
+    model = build(tiny_encoder, plain_data, settings)
     histories = plain_data.histories(model.config)
     together = vectors(model, histories, read((3, 2), (7, 8), (101, 0)))
     for place, (user, stop) in enumerate([(3, 2), (7, 8), (101, 0)]):
