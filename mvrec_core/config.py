@@ -216,7 +216,6 @@ class ModelConfig(Node):
     alibi: bool = False  # attention falls with the distance of two steps, in each head at another rate
     dropout: float = Field(0.2, ge=0, lt=1)
     view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vectors that describe an item: of its text, its image, ...
-    id_dropout: float = Field(0.0, ge=0, lt=1)  # share of the items whose id is hidden in a step
     temperature: float = Field(0.1, gt=0)  # where tau starts
     text: TextEncoderConfig = TextEncoderConfig()
 

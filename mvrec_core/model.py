@@ -125,10 +125,7 @@ class MVRec(nn.Module):
             view = self.config.views[name]
             if view.kind == "id":
                 z, present = self.encoders[name](item)
-                present = present & self.known[item]
-                if self.training and self.config.model.id_dropout:
-                    present = present & (torch.rand(len(item), device=item.device) >= self.config.model.id_dropout)
-                encoded.append((z, present))
+                encoded.append((z, present & self.known[item]))
             elif view.kind == "text":
                 vector, present = self.text(item, live)  # type: ignore[misc]
                 encoded.append((self._project(name, vector), present))
