@@ -90,7 +90,9 @@ def evaluate(
     if config is None and overrides:
         raise ConfigError("evaluate: section.key=value needs --config FILE, since it changes that file's values")
     if against is not None:
-        verb.compare(_checkpoint(config, checkpoint, overrides), against)
+        from pipelines.compare import compare
+
+        compare(_checkpoint(config, checkpoint, overrides), against)
         return
     if config is None:
         assert checkpoint is not None

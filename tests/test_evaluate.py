@@ -19,7 +19,8 @@ from mvrec_core.hybrid import WEIGHTS
 from mvrec_core.metrics import NAMES, per_user
 from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import TEST, TRAIN
-from pipelines.evaluate import compare, evaluate
+from pipelines.compare import compare
+from pipelines.evaluate import evaluate
 
 ALL = ("popularity", "recent_popularity", "own_frequency", "item_knn", "als", "bpr", "content")
 
