@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from mvrec_core.errors import CheckpointError, MVRecError
 from mvrec_core.features import Fitted
 from mvrec_core.model import MVRec
 from mvrec_core.sequences import VALID, Histories
+from mvrec_core.shards import Shards
 
 FORMAT = 2
 
@@ -49,6 +51,10 @@ class Data:
     def histories(self, config: Config) -> Histories:
         return Histories.from_table(self.users, config, self.catalog.ids, self.fitted)
 
+    def shards(self, config: Config) -> Shards:
+        """The histories as one shard."""
+        return Shards.whole(self.histories(config))
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -59,16 +65,26 @@ class Checkpoint:
     model_version: str
 
 
-def new_model(config: Config, data: Data, histories: Histories, before: int = VALID) -> MVRec:
+def new_model(config: Config, data: Data, shards: Shards, before: int = VALID) -> MVRec:
     """An untrained model for the events of the splits below `before`; the same seed gives the same weights."""
     torch.manual_seed(config.seed)
-    seen = histories.item[histories.split < before]
-    counts = np.bincount(seen, minlength=FIRST + len(data.catalog))
+    counts = np.zeros(FIRST + len(data.catalog), np.int64)
+    for histories in shards:
+        counts += np.bincount(histories.item[histories.split < before], minlength=len(counts))
     return MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
 
 
-def save(directory: Path, model: MVRec, data: Data, item_vectors: torch.Tensor, metrics: dict) -> None:
+def save(
+    directory: Path,
+    model: MVRec,
+    data: Data,
+    item_vectors: torch.Tensor,
+    metrics: dict,
+    users: Iterable[pa.Table] | None = None,
+) -> None:
     """Writes aside, the manifest last, then renames: a reader sees the whole directory or none.
+
+    users: the users' histories, some at a time; None: those of data
 
     Raises CheckpointError when the directory exists.
     """
@@ -87,7 +103,9 @@ def save(directory: Path, model: MVRec, data: Data, item_vectors: torch.Tensor, 
     (aside / "fitted.json").write_text(data.fitted.to_json(), encoding="utf-8")
     pq.write_table(data.catalog.table, aside / "items.parquet")
     np.save(aside / "item_vectors.npy", item_vectors.cpu().float().numpy())
-    pq.write_table(data.users, aside / "users.parquet")
+    with pq.ParquetWriter(aside / "users.parquet", data.users.schema) as writer:
+        for table in [data.users] if users is None else users:
+            writer.write_table(table)
     (aside / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     seal(aside)
     aside.rename(directory)

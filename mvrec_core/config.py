@@ -245,6 +245,11 @@ class TargetWeights(Node):
 class TrainConfig(Node):
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=1)  # users a step, over all workers
+    accumulate: int = Field(1, ge=1)  # parts that a worker's share of a batch is read in, one after the other
+    events_at_once: int = Field(8_000_000, ge=1)  # that a worker holds; more are read a shard at a time
+    save_steps: int = Field(1000, ge=1)  # steps between two states to go on from; one is kept after each epoch too
+    keep: int = Field(2, ge=1)  # the newest so many states
+    max_failures: int = Field(3, ge=0)  # of workers or nodes; then training goes on from the newest state
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     averaging: float = Field(0.99, ge=0, lt=1)  # decay of the moving average of the weights, which is what is kept

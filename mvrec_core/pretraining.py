@@ -37,8 +37,10 @@ from mvrec_core.errors import CheckpointError, ConfigError, DataError
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.model import GRAIN, ItemViews, MVRec
 from mvrec_core.sequences import VALID, Examples, Histories, train_examples
+from mvrec_core.shards import Shards
 from mvrec_core.text import TextEncoder
-from mvrec_core.training import Workers, autocast, epoch_batches, make_optimiser, rate
+from mvrec_core.training import autocast, epoch_batches, make_optimiser, rate
+from mvrec_core.workers import Workers
 
 HIDDEN = 0.3  # share of the steps at which a view is hidden, and of the users of whom one is
 TEMPERATURE = 0.1  # of all contrasts
@@ -83,7 +85,7 @@ def pretrain(config: Config, data: Data, workers: Workers, directory: Path) -> I
                 losses["text"].append(epoch.losses)
                 yield epoch
             base = _reading(config, Path(folder) / "text_encoder")
-        model = checkpoint.new_model(base, data, histories)
+        model = checkpoint.new_model(base, data, Shards.whole(histories))
         for epoch in fit(model, histories, config, workers):
             losses["views"].append(epoch.losses)
             if epoch.last and workers.rank == 0:
@@ -129,11 +131,11 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         model.train()
         total = torch.zeros(2, len(pretext.parts), dtype=torch.float64)
         examples = _windows(histories, config.model.max_len, np.random.default_rng([config.seed, number]))
-        for mine, share in epoch_batches(examples, config.train.batch_size, config.seed, number, workers):
-            batch = collate(histories, examples[mine], GRAIN).to(workers.device)
+        for rows in epoch_batches(examples, config.train.batch_size, [config.seed, number], workers):
+            batch = collate(histories, examples[rows.mine], GRAIN).to(workers.device)
             with autocast(config, workers.device):
                 loss, parts, there = parallel(batch, generator)
-            learner.step(loss * share, pretext)
+            learner.step(loss * rows.share(examples, rows.mine), pretext)
             total += torch.stack([parts * there, there]).double().cpu()
         total = workers.add(total)
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
@@ -367,10 +369,10 @@ def adapt_text(config: Config, data: Data, workers: Workers, epochs: int, direct
         began = time.perf_counter()
         task.train()
         total = torch.zeros(2, dtype=torch.float64)
-        for mine, share in epoch_batches(texts, config.train.batch_size, config.seed, number, workers):
+        for rows in epoch_batches(texts, config.train.batch_size, [config.seed, number], workers):
             with autocast(config, workers.device):
-                loss = parallel(torch.from_numpy(mine).to(workers.device), generator)
-            learner.step(loss * share, task)
+                loss = parallel(torch.from_numpy(rows.mine).to(workers.device), generator)
+            learner.step(loss * rows.share(texts, rows.mine), task)
             total += torch.tensor([float(loss.detach()), 1.0], dtype=torch.float64)
         total = workers.add(total)
         if number == epochs:
@@ -465,7 +467,7 @@ def _check_shares(count: int, what: str, config: Config, workers: Workers) -> No
 # the directory
 
 
-def load(directory: Path, config: Config, data: Data, histories: Histories, before: int = VALID) -> MVRec:
+def load(directory: Path, config: Config, data: Data, shards: Shards, before: int = VALID) -> MVRec:
     """As checkpoint.new_model, but with the pretrained weights.
 
     Raises CheckpointError where there are none, a file is damaged, or the views, their values or the sizes of the
@@ -479,7 +481,7 @@ def load(directory: Path, config: Config, data: Data, histories: Histories, befo
     _check_views(directory, json.loads((directory / "views.json").read_text(encoding="utf-8")), _views(config, data))
     if (directory / "text_encoder").exists():
         config = _reading(config, directory / "text_encoder")
-    model = checkpoint.new_model(config, data, histories, before)
+    model = checkpoint.new_model(config, data, shards, before)
     here, found = _weights(model), load_file(directory / "model.safetensors")
     for name in sorted(here.keys() | found.keys()):
         shapes = [tuple(weights[name].shape) if name in weights else None for weights in (here, found)]

@@ -118,6 +118,15 @@ class TextEncoder(nn.Module):
         if self.config.tune == "adalora":
             tuning.allocate_ranks(self.encoder, optimiser, steps, done)
 
+    def learning(self) -> tuple[dict[str, Tensor], dict[str, list[bool]]]:
+        """What a mode keeps from step to step beside parameters: tensors, and the ranks in use."""
+        return tuning.allocation(self.encoder) if self.config.tune == "adalora" else ({}, {})
+
+    def resume(self, tensors: dict[str, Tensor], ranks: dict[str, list[bool]]) -> None:
+        """Takes back what `learning` gave."""
+        if self.config.tune == "adalora":
+            tuning.restore_allocation(self.encoder, tensors, ranks)
+
     def save(self, directory: Path) -> None:
         """The encoder and its tokenizer, as TextEncoder loads them with tune "frozen"."""
         tuning.save(directory, self.tokenizer, self.encoder, self.config, self.base)

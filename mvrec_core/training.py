@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mvrec_core.averaging import Average
 from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import Config
@@ -20,25 +22,15 @@ from mvrec_core.features import MISSING_TIME
 from mvrec_core.metrics import RankingSums, Ranks, ranks
 from mvrec_core.model import GRAIN, ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
+from mvrec_core.resume import State, States, Tensors
 from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
+from mvrec_core.shards import Shards
+from mvrec_core.workers import Workers
 
 WARMUP = 0.05  # share of the steps over which the learning rate rises
 SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
 CHOSEN_BY = "NDCG@10"
-
-
-@dataclass(frozen=True)
-class Workers:
-    """This worker among the others; by default there is just one.
-
-    wrap: makes a model synchronise its gradients; add: sums a tensor over all workers
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: str = "cpu"
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model
-    add: Callable[[Tensor], Tensor] = lambda tensor: tensor
+CHOICE, REFIT = 1, 2  # what a draw is for
 
 
 @dataclass(frozen=True)
@@ -56,97 +48,267 @@ class Epoch:
     last: bool
 
 
+@dataclass
+class Progress:
+    """Where training stands, but for tensors.
+
+    epoch, shard, batch: the next batch: number `batch` of the shard's, of the shards of the epoch; epochs from 1
+    step:   optimiser steps done
+    loss, targets: sums of the epoch so far, over all workers
+    best, stale: the best validation, and the epochs since
+    epochs: those that are over, as JSON
+    """
+
+    epoch: int = 1
+    shard: int = 0
+    batch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    targets: float = 0.0
+    best: float = -1.0
+    stale: int = 0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+
 def fit(
-    model: MVRec, histories: Histories, config: Config, workers: Workers, refit: int | None = None
+    model: MVRec,
+    shards: Shards,
+    config: Config,
+    workers: Workers,
+    refit: int | None = None,
+    states: States | None = None,
 ) -> Iterator[Epoch]:
-    """Trains in place and yields after each epoch; ends by itself when validation has stopped improving.
+    """Trains in place and yields after each epoch; ends by itself when validation has stopped improving. With the last
+    epoch the model is the one to keep: the best of validation.
 
     refit: train on validation events too, for so many epochs and without looking at validation
+    states: what to go on from, if anything is there, and where to keep more of it; epochs that are over are yielded
+        again. On a CPU what comes out has the same bits as if it had never stopped
 
     Raises DataError when there are fewer training windows than workers.
     """
     settings = config.train
     epochs, before = (settings.epochs, VALID) if refit is None else (refit, TEST)
     model.to(workers.device)
-    examples = train_examples(histories, config.model.max_len, before=before)
-    if len(examples) < workers.size or settings.batch_size < workers.size:
-        raise DataError(
-            f"{workers.size} workers need as many training windows and a batch_size as large, "
-            f"found {len(examples)} windows and train.batch_size {settings.batch_size}"
-        )
-    valid = stage_examples(histories, "valid", config.model.max_len)
-    optimiser = make_optimiser(model, config)
-    steps = epochs * math.ceil(len(examples) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps))
-    generator = torch.Generator().manual_seed(config.seed * 1000 + workers.rank)
-    torch.manual_seed(config.seed * 1000 + workers.rank)
-    if model.text is not None:
-        model.text.attach(optimiser, steps)
+    windows = sum(len(train_examples(histories, config.model.max_len, before=before)) for histories in shards)
+    if windows < workers.size or settings.batch_size < workers.size:
+        raise _too_few(windows, config, workers)
+    learner = Learner(model, config, epochs * math.ceil(windows / settings.batch_size))
+    at, best = Progress(), Tensors()
+    state = states.newest(workers) if states is not None else None
+    if model.text is not None and (state is None or not model.text.tuned):
         with autocast(config, workers.device):
             model.text.refresh()
-    kind = settings.weights.view if settings.weights is not None else None
+    if state is not None:
+        at, best = learner.restore(state)
+    if model.text is not None:
+        model.text.attach(learner.optimiser, learner.steps, at.step)
+    over = [_epoch(tree) for tree in at.epochs]
+    yield from over
+    if over and over[-1].last:
+        return
+    purpose = CHOICE if refit is None else REFIT
     parallel = workers.wrap(model)
-    average = Average(model, settings.averaging)
-    best, stale = -1.0, 0
-    for number in range(1, epochs + 1):
+    for number in range(at.epoch, epochs + 1):
         began = time.perf_counter()
-        model.train()
-        total = torch.zeros(2, dtype=torch.float64)
-        examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]), before)
-        for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
-            batch = collate(histories, examples[mine], GRAIN, kind).to(workers.device)
-            with autocast(config, workers.device):
-                loss = parallel(batch, generator) * share
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            average.update()
-            count = int((batch.target >= FIRST).sum())
-            total += torch.tensor([float(loss.detach()) / share * count, count], dtype=torch.float64)
-        total = workers.add(total)
-        average.swap()
+        _train_epoch(learner, parallel, shards, workers, at, before, purpose, states, best)
+        learner.average.swap()
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
                 model.text.refresh()
         sums, is_best = None, False
         if refit is None and (number % settings.validate_every == 0 or number == epochs):
-            ranked = rank_targets(model, histories, valid[workers.rank :: workers.size], config)
-            sums = RankingSums.from_vector(workers.add(RankingSums.from_ranks(ranked).as_vector()))
+            sums = _validate(model, shards, config, workers)
             score = sums.means().get(CHOSEN_BY, 0.0)
-            is_best = score > best
-            best, stale = (score, 0) if is_best else (best, stale + settings.validate_every)
-        last = number == epochs or stale >= settings.patience
+            is_best = score > at.best
+            at.best, at.stale = (score, 0) if is_best else (at.best, at.stale + settings.validate_every)
+        if is_best:
+            best = {name: value.clone() for name, value in learnt(model).items()}
+        last = number == epochs or at.stale >= settings.patience
         seconds = time.perf_counter() - began
-        loss, targets = float(total[0] / total[1]), int(total[1])
-        yield Epoch(number, epochs, refit is not None, loss, seconds, targets, sums, is_best, last)
+        loss = at.loss / at.targets
+        epoch = Epoch(number, epochs, refit is not None, loss, seconds, int(at.targets), sums, is_best, last)
+        if not last:
+            learner.average.swap()
+        elif refit is None:
+            model.load_state_dict(best, strict=False)
+        at.epoch, at.shard, at.batch, at.loss, at.targets = number + 1, 0, 0, 0.0, 0.0
+        at.epochs.append(_values(epoch))
+        if states is not None:
+            states.save(at.step, learner.state(at, {} if last else best, workers), workers)
+        yield epoch
         if last:
             return
-        average.swap()
 
 
-class Average:
-    """The exponential moving average of a model's trained weights: what is validated and kept."""
+def _train_epoch(
+    learner: Learner,
+    parallel: nn.Module,
+    shards: Shards,
+    workers: Workers,
+    at: Progress,
+    before: int,
+    purpose: int,
+    states: States | None,
+    best: Tensors,
+) -> None:
+    """From where training stands to the end of its epoch."""
+    model, config, settings = learner.model, learner.config, learner.config.train
+    kind = settings.weights.view if settings.weights is not None else None
+    model.train()
+    generator = torch.Generator()
+    total = torch.tensor([at.loss, at.targets], dtype=torch.float64, device=workers.device)
+    if workers.rank > 0:
+        total.zero_()
+    order = shards.order(np.random.default_rng([config.seed, purpose, at.epoch]))
+    for shard in range(at.shard, len(order)):
+        histories = shards.read(order[shard])
+        seed = [config.seed, purpose, at.epoch, shard]
+        examples = train_examples(histories, config.model.max_len, np.random.default_rng([*seed, 0]), before)
+        if len(examples) < workers.size:
+            raise _too_few(len(examples), config, workers)
+        batches = epoch_batches(examples, settings.batch_size, [*seed, 1], workers)
+        done = at.batch if shard == at.shard else 0
+        for number, rows in enumerate(batches[done:], done + 1):
+            _seed([config.seed, purpose, at.step, workers.rank], generator)
+            parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
+            for place, part in enumerate(parts):
+                batch = collate(histories, examples[part], GRAIN, kind).to(workers.device)
+                share = rows.share(examples, part)
+                with _synchronised(parallel, place == len(parts) - 1):
+                    with autocast(config, workers.device):
+                        loss = parallel(batch, generator) * share
+                    loss.backward()
+                count = (batch.target >= FIRST).sum()
+                total += torch.stack([loss.detach().double() / share * count, count.double()])
+            learner.step()
+            at.step += 1
+            more = (
+                number < len(batches) or shard < len(order) - 1
+            )  # else the epoch ends, and is kept with its validation
+            if states is not None and more and at.step % settings.save_steps == 0:
+                loss_sum, targets = workers.add(total.clone()).tolist()
+                there = replace(at, shard=shard, batch=number, loss=loss_sum, targets=targets)
+                states.save(at.step, learner.state(there, best, workers), workers)
+    at.loss, at.targets = workers.add(total).tolist()
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.steps = decay, 0
-        self.live: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.held = [p.detach().clone() for p in self.live]
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """After a step; the first steps weigh less, so that the start is soon forgotten."""
-        self.steps += 1
-        torch._foreach_lerp_(self.held, self.live, 1 - min(self.decay, self.steps / (self.steps + 10)))
+def _seed(seed: Sequence[int], generator: torch.Generator) -> None:
+    """All of a step's randomness follows from where the step is, so no state of a generator has to be kept."""
+    number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(number)
+    generator.manual_seed(number)
 
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Puts the average into the model, or the trained weights back."""
-        for live, held in zip(self.live, self.held, strict=True):
-            kept = live.clone()
-            live.copy_(held)
-            held.copy_(kept)
+
+def _synchronised(parallel: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Workers add up their gradients with the last part of a batch alone."""
+    return contextlib.nullcontext() if wanted or not hasattr(parallel, "no_sync") else parallel.no_sync()
+
+
+def _validate(model: MVRec, shards: Shards, config: Config, workers: Workers) -> RankingSums:
+    sums = RankingSums()
+    for histories in shards:
+        valid = stage_examples(histories, "valid", config.model.max_len)
+        ranked = rank_targets(model, histories, valid[workers.rank :: workers.size], config)
+        sums += RankingSums.from_ranks(ranked)
+    return RankingSums.from_vector(workers.add(sums.as_vector()))
+
+
+def _too_few(windows: int, config: Config, workers: Workers) -> DataError:
+    return DataError(
+        f"{workers.size} workers need as many training windows and a batch_size as large, "
+        f"found {windows} windows and train.batch_size {config.train.batch_size}"
+    )
+
+
+def _values(epoch: Epoch) -> dict[str, Any]:
+    valid = None if epoch.valid is None else epoch.valid.as_vector().tolist()
+    return {**asdict(replace(epoch, valid=None)), "valid": valid}
+
+
+def _epoch(values: dict[str, Any]) -> Epoch:
+    valid = values["valid"]
+    sums = None if valid is None else RankingSums.from_vector(torch.tensor(valid, dtype=torch.float64))
+    return Epoch(**{**values, "valid": sums})
+
+
+class Learner:
+    """A model with its optimiser, its learning rate, and the average of its weights."""
+
+    def __init__(self, model: MVRec, config: Config, steps: int):
+        """steps: of the optimiser, about"""
+        self.model, self.config, self.steps = model, config, steps
+        self.optimiser = make_optimiser(model, config)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate(step, steps))
+        self.average = Average(model, config.train.averaging)
+
+    def step(self) -> None:
+        """With the gradients that are there, which it then takes away."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.average.update()
+
+    def state(self, at: Progress, best: Tensors, workers: Workers) -> State:
+        """What `restore` makes the same again of a learner that is new."""
+        optimiser = self.optimiser.state_dict()
+        text = self.model.text
+        kept, pattern = text.learning() if text is not None else ({}, {})
+        tensors = {f"model.{name}": value for name, value in learnt(self.model).items()}
+        tensors |= {f"best.{name}": value for name, value in best.items()}
+        tensors |= {f"average.{place}": value for place, value in enumerate(self.average.held)}
+        tensors |= {f"text.{name}": value for name, value in kept.items()}
+        tensors |= {
+            f"optimiser.{place}.{name}": value
+            for place, values in optimiser["state"].items()
+            for name, value in values.items()
+        }
+        progress = {
+            **asdict(at),
+            "groups": optimiser["param_groups"],
+            "averaged": self.average.steps,
+            "text": pattern,
+        }
+        own = {}
+        if text is not None and text.tuned and workers.size > 1:  # each worker has read other texts since the refresh
+            own["cache"] = text.cache
+        return State(progress, tensors, own)
+
+    def restore(self, state: State) -> tuple[Progress, Tensors]:
+        """Where training stands, and the best weights so far."""
+        progress = dict(state.progress)
+        groups, averaged, pattern = progress.pop("groups"), progress.pop("averaged"), progress.pop("text")
+        at = Progress(**progress)
+        device = self.model.popularity.device
+        parts: dict[str, Tensors] = {"model": {}, "best": {}, "average": {}, "text": {}, "optimiser": {}}
+        for name, value in state.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value if part == "optimiser" else value.to(device)
+        self.model.load_state_dict(parts["model"], strict=False)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimiser"].items():
+            place, _, what = name.partition(".")
+            moments.setdefault(int(place), {})[what] = value
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.last_epoch = at.step
+        self.average.steps = averaged
+        for place, held in enumerate(self.average.held):
+            held.copy_(parts["average"][str(place)])
+        text = self.model.text
+        if text is not None:
+            text.resume(parts["text"], pattern)
+            if "cache" in state.own:
+                text.cache.copy_(state.own["cache"])
+        return at, parts["best"]
+
+
+def learnt(model: MVRec) -> Tensors:
+    """What training changes of a model's state: all of it, but for a text encoder that is frozen."""
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if model.text is not None and not model.text.tuned:
+        fixed |= {name for name in model.state_dict() if name.startswith("text.")}
+    return {name: value.detach() for name, value in model.state_dict().items() if name not in fixed}
 
 
 def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
@@ -172,22 +334,31 @@ def rate(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def epoch_batches(
-    examples: Examples, batch_size: int, seed: int, epoch: int, workers: Workers
-) -> Iterator[tuple[np.ndarray, float]]:
-    """This worker's rows of each batch of an epoch, and the weight that its mean loss needs so that the gradients'
-    average over workers is that of the whole batch. Windows of a like length stand together, so padding is little;
-    every worker gets the same number of batches, and each window comes once an epoch."""
-    draw = np.random.default_rng([seed, epoch])
+@dataclass(frozen=True)
+class Rows:
+    """One batch: the examples of all workers, and this worker's."""
+
+    all: np.ndarray
+    mine: np.ndarray
+    workers: int
+
+    def share(self, examples: Examples, part: np.ndarray) -> float:
+        """The weight that the mean loss of a part needs, so that the sum over a worker's parts and the average over the
+        workers is the mean over the whole batch."""
+        targets = examples.limit - examples.first
+        return float(targets[part].sum() * self.workers / targets[self.all].sum())
+
+
+def epoch_batches(examples: Examples, batch_size: int, seed: Sequence[int], workers: Workers) -> list[Rows]:
+    """The batches of a shard, each window in one of them. Windows of a like length stand together, so padding is
+    little; a batch has at least batch_size windows where there are so many, so every worker has a part of each, and
+    batches do not depend on the number of workers."""
+    draw = np.random.default_rng(seed)
     length = examples.limit - examples.start
     order = np.argsort(length * draw.uniform(0.9, 1.1, len(length)), kind="stable")
-    count = min(math.ceil(len(order) / batch_size), len(order) // workers.size)  # no worker goes without a window
-    batches = np.array_split(order, count)
-    targets = examples.limit - examples.first
-    for place in draw.permutation(len(batches)):
-        rows = batches[place]
-        mine = rows[workers.rank :: workers.size]
-        yield mine, float(targets[mine].sum() * workers.size / targets[rows].sum())
+    batches = np.array_split(order, max(1, len(order) // batch_size))
+    places = draw.permutation(len(batches))
+    return [Rows(batches[p], batches[p][workers.rank :: workers.size], workers.size) for p in places]
 
 
 def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[None]:

@@ -120,6 +120,26 @@ def allocate_ranks(encoder: Any, optimiser: torch.optim.Optimizer, steps: int, d
     optimiser.register_step_post_hook(allocate)
 
 
+def allocation(encoder: Any) -> tuple[dict[str, Tensor], dict[str, list[bool]]]:
+    """What AdaLoRA knows beside its parameters: how much each of them matters, and the ranks in use since the last
+    pruning, {} before the first."""
+    allocator = encoder.base_model.rankallocator
+    tensors = {f"importance.{name}": value for name, value in allocator.exp_avg_ipt.items()}
+    tensors |= {f"uncertainty.{name}": value for name, value in allocator.exp_avg_unc.items()}
+    return tensors, dict(encoder.peft_config["default"].rank_pattern or {})
+
+
+def restore_allocation(encoder: Any, tensors: dict[str, Tensor], ranks: dict[str, list[bool]]) -> None:
+    """Takes back what `allocation` gave."""
+    allocator = encoder.base_model.rankallocator
+    allocator.reset_ipt()
+    for name, value in tensors.items():
+        kind, _, parameter = name.partition(".")
+        (allocator.exp_avg_ipt if kind == "importance" else allocator.exp_avg_unc)[parameter] = value.clone()
+        allocator.ipt[parameter] = torch.zeros_like(value)  # made anew by each step
+    encoder.peft_config["default"].rank_pattern = ranks
+
+
 def ranks(encoder: Any) -> dict[str, list[bool]]:
     """Of each matrix that AdaLoRA updates, which of its singular values are in use."""
     pairs = ((name, value) for name, value in encoder.named_parameters() if "lora_E" in name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +17,8 @@ from mvrec_core.checkpoint import Data
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import Fitted
+from mvrec_core.sequences import Histories
+from mvrec_core.shards import Shards
 from pipelines.catalogue import SCHEMA_VERSION
 
 
@@ -24,9 +29,7 @@ def load(config: Config, test: bool = False) -> Data:
     """
     root = config.run_dir / "prepared"
     while True:
-        if not (root / "manifest.json").is_file():
-            raise DataError(f"{root}: no prepared data (no manifest.json); run 'mvrec prepare' first")
-        there = root.stat().st_ino
+        there = _whole(root).stat().st_ino
         try:
             data = _load(config, root, test)
         except FileNotFoundError:
@@ -37,7 +40,37 @@ def load(config: Config, test: bool = False) -> Data:
             return data
 
 
-def _load(config: Config, root: Path, test: bool) -> Data:
+def training(config: Config) -> tuple[Data, Shards]:
+    """What training reads of a run's prepared data: all but the users, and the users' train and validation events, no
+    more of them at a time than train.events_at_once.
+
+    Raises DataError as `load`; and when a shard is read, where the data was prepared anew meanwhile.
+    """
+    root = config.run_dir / "prepared"
+    there = _whole(root).stat().st_ino
+    parts = _parts(root)
+    data = _load(config, root, test=False, parts=parts[:1])
+    data = dataclasses.replace(data, users=data.users.slice(0, 0))
+
+    @functools.lru_cache(maxsize=1)
+    def read(chosen: tuple[int, ...]) -> Histories:
+        if root.stat().st_ino != there:
+            raise DataError(f"{root}: was prepared anew while it was read; start again")
+        users = _users(config, root, [parts[place] for place in chosen], test=False)
+        return dataclasses.replace(data, users=users).histories(config)
+
+    events = [_events(root / "events" / part / "part-0.parquet") for part in parts]
+    return data, Shards(events, read, config.train.events_at_once)
+
+
+def users(config: Config) -> Iterator[pa.Table]:
+    """All users with all their events, some at a time: a table as Data.users."""
+    root = config.run_dir / "prepared"
+    return (_users(config, root, [part], test=True) for part in _parts(root))
+
+
+def _load(config: Config, root: Path, test: bool, parts: Sequence[str] | None = None) -> Data:
+    """parts: of the users; None: all"""
     tree = json.loads((root / "views.json").read_text(encoding="utf-8")) if (root / "views.json").exists() else {}
     if tree.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
@@ -53,12 +86,29 @@ def _load(config: Config, root: Path, test: bool) -> Data:
     for name, view in config.views_at("item").items():
         if view.kind != "id":
             items[name] = _column(root / "items" / f"{name}.parquet", "value")
-    return Data(Catalog(pa.table(items)), Fitted.load(root / "fitted.json"), _users(config, root, test))
+    users = _users(config, root, _parts(root) if parts is None else parts, test)
+    return Data(Catalog(pa.table(items)), Fitted.load(root / "fitted.json"), users)
 
 
-def _users(config: Config, root: Path, test: bool) -> pa.Table:
+def _whole(root: Path) -> Path:
+    if not (root / "manifest.json").is_file():
+        raise DataError(f"{root}: no prepared data (no manifest.json); run 'mvrec prepare' first")
+    return root
+
+
+def _parts(root: Path) -> list[str]:
+    return [path.name for path in sorted((root / "events").iterdir())]
+
+
+def _events(path: Path) -> int:
+    """How many events a part stores, by the file's footer; a user without any counts as one."""
+    groups = pq.read_metadata(path)
+    leaf = groups.schema.names.index("user_id") + 1  # the list "item" comes next
+    return sum(groups.row_group(number).column(leaf).num_values for number in range(groups.num_row_groups))
+
+
+def _users(config: Config, root: Path, parts: Sequence[str], test: bool) -> pa.Table:
     """A row a user, bucket by bucket: user_id, lists item, timestamp, split, "event.<view>", and "user.<view>"."""
-    parts = [path.name for path in sorted((root / "events").iterdir())]
     tables = [_histories(config, root, part) for part in parts]
     if test:
         held = [_histories(config, root / "test", part) for part in parts]

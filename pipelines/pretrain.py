@@ -39,9 +39,8 @@ def _worker(settings: dict[str, Any]) -> None:
         for epoch in pretraining.pretrain(config, datasets.load(config), workers, directory):
             if leads:
                 _say(progress(config.run_dir, "pretrain"), epoch)
-            report = {"phase": epoch.phase, "epoch": epoch.number, **epoch.losses}
-            whole = ray.train.Checkpoint.from_directory(str(directory)) if epoch.last and leads else None
-            ray.train.report(report, checkpoint=whole)  # every rank reports equally often: report is a barrier
+            if epoch.last:  # every rank reports equally often: report is a barrier
+                ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(str(directory)) if leads else None)
 
 
 def _say(path: Path, epoch: pretraining.Epoch) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,22 @@ from mvrec_core import checkpoint, pretraining, training
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
-from mvrec_core.sequences import TEST, VALID, Histories
+from mvrec_core.resume import States
+from mvrec_core.sequences import TEST, VALID
+from mvrec_core.shards import Shards
+from mvrec_core.workers import Workers
 from pipelines import datasets
 from pipelines.cluster import connect
 from pipelines.files import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
+RESUME = "resume"  # in the run, while it trains: states to go on from
 CURVES = "curves.jsonl"  # in the run, for programs: epoch, loss, seconds, best, valid as JSON
 
 
 def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
-    """Trains on <run>/prepared and publishes the best epoch, or its refit, as <run>/checkpoint, which it
-    returns.
+    """Trains on <run>/prepared and publishes the best epoch, or its refit, as <run>/checkpoint, which it returns. A run
+    that was killed goes on from its newest state in <run>/resume, and so does one of which a worker died.
 
     Raises CheckpointError where the run has a checkpoint already, ResourceError where the cluster is too small.
     """
@@ -39,10 +46,10 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
         raise CheckpointError(
             f"{target}: run '{config.name}' has a checkpoint already; take another name=, or --overwrite to train anew"
         )
-    data = datasets.load(config)
-    _new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
-    (config.run_dir / CURVES).write_text("", encoding="utf-8")
-    return on_workers("train", _worker, config, target, log)
+    _new_model(config, *datasets.training(config))  # what is wrong with data or model shows here, at once
+    written = on_workers("train", _worker, config, target, log)
+    shutil.rmtree(config.run_dir / RESUME, ignore_errors=True)
+    return written
 
 
 def on_workers(
@@ -63,8 +70,9 @@ def on_workers(
     log(f"{verb}: {config.train.workers} worker(s) on {'GPU' if gpu else 'CPU'}{told}")
     tree = json.loads(config.model_dump_json())
     storage = (config.run_dir / "ray").absolute()
+    mistake = storage / "mistake"
     trainer = TorchTrainer(
-        worker,
+        _unless(mistake, worker),
         train_loop_config={"config": tree, "cwd": str(Path.cwd()), "gpu": gpu},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -73,9 +81,13 @@ def on_workers(
             resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
         ),
         run_config=ray.train.RunConfig(  # a name of its own: Ray resumes a name that it has seen
-            name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
+            name=f"{config.name}-{time.time_ns()}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
         ),
     )
+    shutil.rmtree(storage, ignore_errors=True)
+    storage.mkdir(parents=True)
     with _shown(progress(config.run_dir, verb), log):
         try:
             result = trainer.fit()
@@ -90,6 +102,21 @@ def on_workers(
     shutil.rmtree(storage, ignore_errors=True)
     log(f"{verb}: wrote {target}")
     return target
+
+
+def _unless(mistake: Path, worker: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """The worker, but that a user's mistake is not tried again, as a death is."""
+
+    def run(settings: dict[str, Any]) -> None:
+        if mistake.exists():
+            raise pickle.loads(mistake.read_bytes())
+        try:
+            worker(settings)
+        except MVRecError as error:
+            mistake.write_bytes(pickle.dumps(error))
+            raise
+
+    return run
 
 
 def progress(run: Path, verb: str) -> Path:
@@ -126,7 +153,7 @@ def _user_error(error: Exception) -> MVRecError | None:
     return None
 
 
-def join(settings: dict[str, Any]) -> tuple[Config, training.Workers]:
+def join(settings: dict[str, Any]) -> tuple[Config, Workers]:
     """On a worker: the run's configuration and its place among the others, with torch's threads and device set."""
     import ray.train
     import ray.train.torch
@@ -154,7 +181,7 @@ def join(settings: dict[str, Any]) -> tuple[Config, training.Workers]:
             model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
 
-    return config, training.Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
+    return config, Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -162,56 +189,71 @@ def _worker(settings: dict[str, Any]) -> None:
     import ray.train
 
     config, workers = join(settings)
-    data = datasets.load(config)
-    histories = data.histories(config)
+    data, shards = datasets.training(config)
     leads = workers.rank == 0
     metrics: dict[str, Any] = {}
-    for model, epoch, done in _epochs(config, data, histories, workers):
+    if leads:
+        (config.run_dir / CURVES).write_text("", encoding="utf-8")
+    for model, epoch, done in _epochs(config, data, shards, workers):
         valid = epoch.valid.means() if epoch.valid else {}
         if epoch.best:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
         if leads:
             _say(config.run_dir, epoch, valid)
-        report = {
-            "epoch": epoch.number,
-            "loss": epoch.loss,
-            **{f"valid/{name}": value for name, value in valid.items()},
-        }
-        if not (done and leads):  # every rank reports equally often: report is a barrier
-            ray.train.report(report)
+        if not done:  # an epoch is not reported to Ray: a report waits up to two seconds for its controller
+            continue
+        if not leads:  # every rank reports equally often: report is a barrier
+            ray.train.report({})
             continue
         with tempfile.TemporaryDirectory() as folder:
             vectors = training.catalogue(model)[1]
-            whole = datasets.load(config, test=True)  # test events are for serving; training never saw them
             told = {"seed": config.seed, "init": config.train.init}
-            checkpoint.save(Path(folder) / "checkpoint", model, whole, vectors, {**metrics, **told})
-            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+            users = datasets.users(config)  # with test events, which are for serving; training never saw them
+            checkpoint.save(Path(folder) / "checkpoint", model, data, vectors, {**metrics, **told}, users)
+            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
-def _new_model(config: Config, data: checkpoint.Data, histories: Histories, before: int = VALID) -> MVRec:
+def _new_model(config: Config, data: checkpoint.Data, shards: Shards, before: int = VALID) -> MVRec:
     if config.train.init == "pretrained":
-        return pretraining.load(config.run_dir / "pretrained", config, data, histories, before)
-    return checkpoint.new_model(config, data, histories, before)
+        return pretraining.load(config.run_dir / "pretrained", config, data, shards, before)
+    return checkpoint.new_model(config, data, shards, before)
 
 
 def _epochs(
-    config: Config, data: checkpoint.Data, histories: Histories, workers: training.Workers
+    config: Config, data: checkpoint.Data, shards: Shards, workers: Workers
 ) -> Iterator[tuple[MVRec, training.Epoch, bool]]:
     """Each epoch, and whether training is done; then the model is the one to keep: the best of validation, or the one
     that was trained anew with the validation events for as many epochs."""
-    model = _new_model(config, data, histories)
-    best: dict[str, torch.Tensor] = {}
+    model = _new_model(config, data, shards)
     chosen = 0
-    for epoch in training.fit(model, histories, config, workers):
-        if epoch.best:
-            chosen, best = epoch.number, {name: value.detach().clone() for name, value in model.state_dict().items()}
-        if epoch.last:
-            model.load_state_dict(best)
+    for epoch in training.fit(model, shards, config, workers, states=_states(config, "choice")):
+        chosen = epoch.number if epoch.best else chosen
         yield model, epoch, epoch.last and not config.train.refit
     if config.train.refit:
-        model = _new_model(config, data, histories, before=TEST)
-        for epoch in training.fit(model, histories, config, workers, refit=chosen):
+        model = _new_model(config, data, shards, before=TEST)
+        for epoch in training.fit(model, shards, config, workers, chosen, _states(config, "refit")):
             yield model, epoch, epoch.last
+
+
+def _states(config: Config, phase: str) -> States:
+    return States(config.run_dir / RESUME / phase, _digest(config), config.train.keep, partial(_tell, config.run_dir))
+
+
+def _digest(config: Config) -> str:
+    """Of all that the weights follow from. How many workers there are changes them, but a run may go on with others."""
+    tree = config.model_dump(mode="json", include={"seed", "views", "model", "train", "evaluate"})
+    for key in ("workers", "threads", "device", "save_steps", "keep", "max_failures"):
+        del tree["train"][key]
+    tree["evaluate"] = config.evaluate.exclude_seen
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
+    for part in ("prepared", *(["pretrained"] if config.train.init == "pretrained" else [])):
+        digest.update((config.run_dir / part / "manifest.json").read_bytes())
+    return digest.hexdigest()
+
+
+def _tell(run: Path, line: str) -> None:
+    with progress(run, "train").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def _say(run: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
@@ -228,8 +270,7 @@ def _say(run: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
     told = f"valid {shown}" if shown else "with validation events" if epoch.refit else ""
     mark = "  best so far" if epoch.best else ""
-    with progress(run, "train").open("a", encoding="utf-8") as file:
-        file.write(f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}\n")
+    _tell(run, f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ from mvrec_core.checkpoint import Data
 from mvrec_core.config import Config
 from mvrec_core.model import MVRec
 from mvrec_core.recommender import Recommender
+from mvrec_core.shards import Shards
+from mvrec_core.workers import Workers
 
 torch.set_num_threads(1)
 
@@ -55,7 +57,7 @@ def plain_config(tiny_encoder: Path) -> Config:
 @pytest.fixture
 def plain_model(plain_config: Config, plain_data: Data) -> MVRec:
     """Untrained, new for each test."""
-    model = checkpoints.new_model(plain_config, plain_data, plain_data.histories(plain_config))
+    model = checkpoints.new_model(plain_config, plain_data, plain_data.shards(plain_config))
     model.text.refresh()
     return model
 
@@ -64,8 +66,8 @@ def plain_model(plain_config: Config, plain_data: Data) -> MVRec:
 def plain_checkpoint(plain_config: Config, plain_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained for the two epochs of the configuration, in this process."""
     histories = plain_data.histories(plain_config)
-    model = checkpoints.new_model(plain_config, plain_data, histories)
-    for _ in training.fit(model, histories, plain_config, training.Workers()):
+    model = checkpoints.new_model(plain_config, plain_data, Shards.whole(histories))
+    for _ in training.fit(model, Shards.whole(histories), plain_config, Workers()):
         pass
     directory = tmp_path_factory.mktemp("plain") / "checkpoint"
     checkpoints.save(directory, model, plain_data, training.catalogue(model)[1], {"valid": {}})

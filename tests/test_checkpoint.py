@@ -11,6 +11,8 @@ from mvrec_core import checkpoint, training
 from mvrec_core.errors import CheckpointError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
+from mvrec_core.shards import Shards
+from mvrec_core.workers import Workers
 
 FILES = (
     "config.json",
@@ -106,8 +108,8 @@ def test_a_tuned_encoder_serves_as_it_was_trained(tiny_encoder, plain_data, tmp_
     text = (f"model.text.tune={tune}", f"model.text.save={save}", "model.text.lr=0.01")
     config = tiny.config(tiny_encoder, *text, "train.epochs=1")
     histories = plain_data.histories(config)
-    model = checkpoint.new_model(config, plain_data, histories)
-    for _ in training.fit(model, histories, config, training.Workers()):
+    model = checkpoint.new_model(config, plain_data, Shards.whole(histories))
+    for _ in training.fit(model, Shards.whole(histories), config, Workers()):
         pass
     vectors = training.catalogue(model)[1]
     checkpoint.save(tmp_path / "c", model, plain_data, vectors, {})
@@ -121,7 +123,7 @@ def test_a_tuned_encoder_serves_as_it_was_trained(tiny_encoder, plain_data, tmp_
 def test_an_adapter_without_its_base(tiny_encoder, plain_data, tmp_path):
     base = shutil.copytree(tiny_encoder, tmp_path / "base")
     config = tiny.config(base, "model.text.tune=lora", "model.text.save=adapter")
-    model = checkpoint.new_model(config, plain_data, plain_data.histories(config))
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
     checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
     shutil.rmtree(base)
     assert f"needs the base encoder '{base}' with sha256 " in refused(tmp_path / "c")

@@ -19,6 +19,8 @@ from mvrec_core.hybrid import WEIGHTS
 from mvrec_core.metrics import NAMES, per_user
 from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import TEST, TRAIN
+from mvrec_core.shards import Shards
+from mvrec_core.workers import Workers
 from pipelines.compare import compare
 from pipelines.evaluate import evaluate
 
@@ -44,10 +46,10 @@ def saved(directory, config, data, seed=0, epochs=2):
         update={"seed": seed, "train": config.train.model_copy(update={"epochs": max(1, epochs)})}
     )
     histories = data.histories(config)
-    model = checkpoint.new_model(config, data, histories)
+    model = checkpoint.new_model(config, data, Shards.whole(histories))
     model.text.refresh()
     if epochs:
-        for _ in training.fit(model, histories, config, training.Workers()):
+        for _ in training.fit(model, Shards.whole(histories), config, Workers()):
             pass
     checkpoint.save(directory, model, data, training.catalogue(model)[1], {})
     return directory
@@ -104,7 +106,7 @@ def test_content_where_there_is_none(plain_data, plain_config, tmp_path):
     views = {name: view for name, view in plain_config.views.items() if name not in ("text", "genres")}
     config = plain_config.model_copy(update={"views": views})
     histories = plain_data.histories(config)
-    model = checkpoint.new_model(config, plain_data, histories)
+    model = checkpoint.new_model(config, plain_data, Shards.whole(histories))
     checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
     with pytest.raises(ConfigError, match="'content' needs a text view or a category view of items"):
         evaluate(tmp_path / "c", settings=settings(baselines=("content",)), log=quiet)
@@ -112,7 +114,7 @@ def test_content_where_there_is_none(plain_data, plain_config, tmp_path):
 
 def test_content_of_categories_where_there_is_no_text(plain_data, plain_config, tmp_path):
     config = plain_config.model_copy(update={"views": {n: v for n, v in plain_config.views.items() if n != "text"}})
-    model = checkpoint.new_model(config, plain_data, plain_data.histories(config))
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
     checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
     found = evaluate(tmp_path / "c", settings=settings(baselines=("content", "popularity"), hybrid=()), log=quiet)
     assert (
@@ -124,7 +126,7 @@ def test_content_of_categories_where_there_is_no_text(plain_data, plain_config, 
 def test_a_model_that_has_seen_validation_is_not_judged_by_it(plain_data, plain_config, tmp_path):
     train = plain_config.train.model_copy(update={"refit": True})
     config = plain_config.model_copy(update={"train": train})
-    model = checkpoint.new_model(config, plain_data, plain_data.histories(config), before=TEST)
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config), before=TEST)
     told = {"valid": {"HR@10": 0.5, "NDCG@10": 0.25}}
     checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], told)
     found = evaluate(tmp_path / "c", settings=settings(baselines=("popularity",)), log=quiet)
@@ -310,7 +312,7 @@ def test_the_time_of_the_target_can_be_kept_from_the_model(
     told, untold = (plain_recommender.rank_stage("test", timed=timed)[1] for timed in (True, False))
     assert told.above.tolist() == asked.above.tolist() != untold.above.tolist()
     config = plain_config.model_copy(update={"views": {n: v for n, v in plain_config.views.items() if n != "time"}})
-    model = checkpoint.new_model(config, plain_data, plain_data.histories(config))
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
     checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
     timeless = evaluate(tmp_path / "c", settings=settings(baselines=(), hybrid=()), log=quiet)
     assert "test_at_unknown_time" not in timeless

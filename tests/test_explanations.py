@@ -168,7 +168,7 @@ def test_a_padded_step_counts_for_nothing(plain_recommender):
 
 def test_linear_fusion_is_explained_too(plain_config, plain_data, tmp_path):
     config = plain_config.model_copy(update={"model": plain_config.model.model_copy(update={"fusion": "linear"})})
-    model = checkpoint.new_model(config, plain_data, plain_data.histories(config))
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
     model.text.refresh()
     checkpoint.save(tmp_path / "linear", model, plain_data, training.catalogue(model)[1], {"valid": {}})
     answer = Recommender.load(tmp_path / "linear").recommend([Request("u003", k=5, explain=True)])[0]

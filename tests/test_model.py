@@ -15,6 +15,7 @@ from mvrec_core.encoders import GAPS
 from mvrec_core.errors import ConfigError
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.sequences import Examples, train_examples
+from mvrec_core.shards import Shards
 from mvrec_core.training import catalogue
 
 LOSSES = ("softmax", "sampled_softmax", "bce", "gbce")
@@ -22,7 +23,7 @@ LOSSES = ("softmax", "sampled_softmax", "bce", "gbce")
 
 def build(encoder, data, *overrides):
     config = tiny.config(encoder, *overrides)
-    model = new_model(config, data, data.histories(config))
+    model = new_model(config, data, data.shards(config))
     if model.text is not None:
         model.text.refresh()
     if model.until is not None:
@@ -92,7 +93,7 @@ def test_the_id_of_an_item_without_train_events_says_nothing(tiny_encoder, plain
     histories = plain_data.histories(config)
     new = FIRST + 20
     item = np.where(histories.item == new, FIRST + 21, histories.item)
-    model = new_model(config, plain_data, dataclasses.replace(histories, item=item))
+    model = new_model(config, plain_data, Shards.whole(dataclasses.replace(histories, item=item)))
     model.text.refresh()
     before = catalogue(model)[1].clone()
     with torch.no_grad():
@@ -217,7 +218,7 @@ def test_targets_count_by_their_kind(tiny_encoder, plain_data, loss):
     for overrides in (["train.weights={view: kind, values: {购买: 1.0e+6}}"], ["model.dropout=0"]):
         config = tiny.config(tiny_encoder, view, f"train.loss={loss}", *overrides)
         histories = data.histories(config)
-        model = new_model(config, data, histories)
+        model = new_model(config, data, Shards.whole(histories))
         model.text.refresh()
         model.eval()
         batch = collate(histories, train_examples(histories, 8)[:9], kind="kind")
@@ -240,4 +241,4 @@ def test_a_weight_for_a_value_that_is_not_there(tiny_encoder, plain_data):
     )
     data = with_kinds(plain_data)
     with pytest.raises(ConfigError, match=r"train.weights.values: expected .*\(view, 购买\), found 'cart'"):
-        new_model(config, data, data.histories(config))
+        new_model(config, data, data.shards(config))

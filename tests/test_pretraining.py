@@ -16,8 +16,9 @@ from mvrec_core.catalog import FIRST
 from mvrec_core.errors import CheckpointError, ConfigError, DataError
 from mvrec_core.pretraining import MaskedTokens, Pretext, contrast, mask_tokens, pretrain, tell_values
 from mvrec_core.sequences import TRAIN, VALID
+from mvrec_core.shards import Shards
 from mvrec_core.text import TextEncoder
-from mvrec_core.training import Workers
+from mvrec_core.workers import Workers
 
 PARTS = ("id", "text", "genres", "year", "rating", "time", "gender", "text~id", "text~next")
 
@@ -25,7 +26,7 @@ PARTS = ("id", "text", "genres", "year", "rating", "time", "gender", "text~id", 
 def pretext(encoder, data, *overrides):
     config = tiny.config(encoder, *overrides)
     histories = data.histories(config).before(VALID)
-    model = checkpoint.new_model(config, data, histories)
+    model = checkpoint.new_model(config, data, Shards.whole(histories))
     if model.text is not None:
         model.text.refresh()
     return Pretext(model).train(), histories
@@ -269,8 +270,8 @@ def test_the_directory_is_sealed(pretrained):
 def test_training_starts_from_what_was_pretrained(pretrained, plain_data, tiny_encoder):
     config, directory, _ = pretrained
     histories = plain_data.histories(config)
-    model = pretraining.load(directory, config, plain_data, histories)
-    scratch = checkpoint.new_model(config, plain_data, histories)
+    model = pretraining.load(directory, config, plain_data, Shards.whole(histories))
+    scratch = checkpoint.new_model(config, plain_data, Shards.whole(histories))
     weights = load_file(directory / "model.safetensors")
     left = set(dict(model.named_parameters())) - set(weights)
     assert {name for name in left if not name.startswith("text.encoder.")} == {"log_tau", "bias"}
@@ -299,7 +300,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_encoder, plain_data, tmp_path, t
 def refused(directory, encoder, data, *overrides):
     config = tiny.config(encoder, *overrides)
     with pytest.raises(CheckpointError) as error:
-        pretraining.load(directory, config, data, data.histories(config))
+        pretraining.load(directory, config, data, data.shards(config))
     return str(error.value).removeprefix(f"{directory}: ")
 
 

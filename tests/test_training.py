@@ -9,11 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvrec_core.averaging import Average
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums
 from mvrec_core.sequences import TEST, TRAIN, VALID, Examples, stage_examples, train_examples
-from mvrec_core.training import Average, Workers, encode, epoch_batches, fit, make_optimiser, rank_targets
+from mvrec_core.shards import Shards
+from mvrec_core.training import encode, epoch_batches, fit, make_optimiser, rank_targets
+from mvrec_core.workers import Workers
 
 
 def windows(lengths):
@@ -28,28 +31,36 @@ SHARED = (st.lists(st.integers(1, 30), min_size=4, max_size=60), st.integers(4, 
 @given(*SHARED)
 def test_every_window_comes_once_and_every_worker_takes_as_many_steps(lengths, size, workers):
     examples = windows(lengths)
-    shares = [list(epoch_batches(examples, size, 0, 1, Workers(rank, workers))) for rank in range(workers)]
+    shares = [epoch_batches(examples, size, [0, 1], Workers(rank, workers)) for rank in range(workers)]
     assert len({len(share) for share in shares}) == 1
-    assert sorted(np.concatenate([mine for share in shares for mine, _ in share]).tolist()) == list(range(len(lengths)))
-    assert min(len(mine) for share in shares for mine, _ in share) >= 1  # the mean over no target is not a number
+    assert sorted(np.concatenate([rows.mine for s in shares for rows in s]).tolist()) == list(range(len(lengths)))
+    assert min(len(rows.mine) for s in shares for rows in s) >= 1  # the mean over no target is not a number
 
 
 @given(*SHARED)
-def test_the_average_over_workers_is_the_mean_over_the_whole_batch(lengths, size, workers):
+def test_batches_do_not_depend_on_the_number_of_workers(lengths, size, workers):
+    examples = windows(lengths)
+    alone, beside = (epoch_batches(examples, size, [0, 1], Workers(0, count)) for count in (1, workers))
+    assert [rows.mine.tolist() for rows in alone] == [rows.all.tolist() for rows in beside]
+
+
+@given(*SHARED, st.integers(1, 3))
+def test_the_average_over_workers_is_the_mean_over_the_whole_batch(lengths, size, workers, parts):
     examples = windows(lengths)
     loss = np.random.default_rng(0).random(len(lengths))  # of every target of a window
     targets = examples.limit - examples.first
-    for steps in zip(*(epoch_batches(examples, size, 0, 1, Workers(r, workers)) for r in range(workers)), strict=True):
-        average = sum(share * np.average(loss[mine], weights=targets[mine]) for mine, share in steps) / workers
-        rows = np.concatenate([mine for mine, _ in steps])
-        assert abs(average - np.average(loss[rows], weights=targets[rows])) < 1e-9
+    ranks = (epoch_batches(examples, size, [0, 1], Workers(rank, workers)) for rank in range(workers))
+    for step in zip(*ranks, strict=True):
+        pieces = [(rows, part) for rows in step for part in np.array_split(rows.mine, min(parts, len(rows.mine)))]
+        sums = [rows.share(examples, part) * np.average(loss[part], weights=targets[part]) for rows, part in pieces]
+        assert abs(sum(sums) / workers - np.average(loss[step[0].all], weights=targets[step[0].all])) < 1e-9
 
 
 def test_another_epoch_has_another_order():
     examples = windows([5] * 20)
-    first, again, second = (list(epoch_batches(examples, 4, 0, epoch, Workers())) for epoch in (1, 1, 2))
-    assert [mine.tolist() for mine, _ in first] == [mine.tolist() for mine, _ in again]
-    assert [mine.tolist() for mine, _ in first] != [mine.tolist() for mine, _ in second]
+    first, again, second = (epoch_batches(examples, 4, [0, epoch], Workers()) for epoch in (1, 1, 2))
+    assert [rows.mine.tolist() for rows in first] == [rows.mine.tolist() for rows in again]
+    assert [rows.mine.tolist() for rows in first] != [rows.mine.tolist() for rows in second]
 
 
 @pytest.mark.parametrize("stage", ["valid", "test"])
@@ -79,8 +90,8 @@ def test_a_target_of_no_known_item_is_a_miss(plain_model, plain_data):
 def trained(encoder, data, *overrides):
     config = tiny.config(encoder, *overrides)
     histories = data.histories(config)
-    model = new_model(config, data, histories)
-    return model, list(fit(model, histories, config, Workers()))
+    model = new_model(config, data, Shards.whole(histories))
+    return model, list(fit(model, Shards.whole(histories), config, Workers()))
 
 
 @pytest.mark.parametrize("tune", ["frozen", "full"])
@@ -110,8 +121,8 @@ def test_an_epoch_says_what_it_did(tiny_encoder, plain_data):
 def test_a_refit_learns_the_validation_events_too_and_looks_at_none(tiny_encoder, plain_data):
     config = tiny.config(tiny_encoder, "train.epochs=9")
     histories = plain_data.histories(config)
-    model = new_model(config, plain_data, histories, before=TEST)
-    epochs = list(fit(model, histories, config, Workers(), refit=2))
+    model = new_model(config, plain_data, Shards.whole(histories), before=TEST)
+    epochs = list(fit(model, Shards.whole(histories), config, Workers(), refit=2))
     assert [(e.number, e.of, e.refit, e.valid, e.best, e.last) for e in epochs] == [
         (1, 2, True, None, False, False),
         (2, 2, True, None, False, True),
@@ -129,8 +140,8 @@ def test_a_change_of_test_events_changes_nothing_of_a_refit(tiny_encoder, plain_
         histories = plain_data.histories(config)
         item = np.where(histories.split == TEST, (histories.item + shift) % 40 + 2, histories.item)
         changed = dataclasses.replace(histories, item=item)
-        model = new_model(config, plain_data, changed, before=TEST)
-        list(fit(model, changed, config, Workers(), refit=1))
+        model = new_model(config, plain_data, Shards.whole(changed), before=TEST)
+        list(fit(model, Shards.whole(changed), config, Workers(), refit=1))
         weights.append(model.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
@@ -163,12 +174,12 @@ def test_more_workers_than_windows(plain_model, plain_data):
     histories = plain_data.histories(plain_model.config)
     n = len(train_examples(histories, plain_model.config.model.max_len))
     with pytest.raises(DataError, match=f"{n + 1} workers need .* found {n} windows and train.batch_size 16"):
-        next(fit(plain_model, histories, plain_model.config, Workers(0, n + 1)))
+        next(fit(plain_model, Shards.whole(histories), plain_model.config, Workers(0, n + 1)))
 
 
 def test_the_text_encoder_learns_at_its_own_rate(tiny_encoder, plain_data):
     config = tiny.config(tiny_encoder, "model.text.tune=full", "model.text.lr=1e-5")
-    model = new_model(config, plain_data, plain_data.histories(config))
+    model = new_model(config, plain_data, plain_data.shards(config))
     groups = make_optimiser(model, config).param_groups
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     text = {id(p) for p in model.text.parameters()}

@@ -20,6 +20,8 @@ from mvrec_core.config import VectorView, parse_config
 from mvrec_core.errors import ConfigError, DataError, RequestError
 from mvrec_core.features import Fitted
 from mvrec_core.recommender import Candidate, Recommender, Request
+from mvrec_core.shards import Shards
+from mvrec_core.workers import Workers
 from pipelines import catalogue, tables, vectors
 from pipelines.buckets import fit, sums
 from pipelines.recommend import recommend
@@ -202,8 +204,8 @@ def run(tiny_encoder, plain_data, images):
 def trained(run, tmp_path_factory):
     config, data = run
     histories = data.histories(config)
-    model = checkpoint.new_model(config, data, histories)
-    for _ in training.fit(model, histories, config, training.Workers()):
+    model = checkpoint.new_model(config, data, Shards.whole(histories))
+    for _ in training.fit(model, Shards.whole(histories), config, Workers()):
         pass
     directory = tmp_path_factory.mktemp("vectors") / "checkpoint"
     checkpoint.save(directory, model, data, training.catalogue(model)[1], {})
@@ -231,7 +233,7 @@ def test_an_item_without_a_vector_is_masked(trained, images):
 
 def test_training_moves_the_projection(run, trained):
     config, data = run
-    fresh = checkpoint.new_model(config, data, data.histories(config)).encoders["image"].net[1].weight
+    fresh = checkpoint.new_model(config, data, data.shards(config)).encoders["image"].net[1].weight
     assert float((trained._model.encoders["image"].net[1].weight - fresh).detach().abs().max()) > 1e-3
 
 
