@@ -161,7 +161,7 @@ def lines_of(run: Path) -> list[str]:
     return (run / "train.log").read_text(encoding="utf-8").splitlines()
 
 
-def until(there: Callable[[], bool], seconds: float = 120) -> None:
+def until(there: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < end, "waited in vain"
