@@ -40,7 +40,7 @@ PORTS = (
     "metrics-export-port",
 )
 START_WITHIN_S = 60
-JOB_WITHIN_S = 240  # on a machine that does much else; about 20 on one that does not
+JOB_WITHIN_S = 300  # a bound for a machine that does much else
 
 
 @dataclass(frozen=True)
@@ -177,3 +177,11 @@ def test_a_mistake_fails_the_job_with_one_line(jobs):
     assert "none.yaml" in line
     assert "Traceback" not in log
     assert "exit code 1" in log
+
+
+def test_the_probes_of_the_manifests_need_no_token(jobs, cluster):
+    ports = {"8265": "dashboard-port", "52365": "dashboard-agent-listen-port"}
+    text = (ROOT / "docs" / "deploy" / "rayjob.yaml").read_text(encoding="utf-8")
+    probes = set(re.findall(r"httpGet: {path: (\S+), port: (\d+)}", text))
+    assert {port for _, port in probes} == set(ports)
+    assert {cluster.get(ports[port], path) for path, port in probes} == {200}
