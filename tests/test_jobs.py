@@ -173,7 +173,7 @@ def test_the_checkpoint_of_a_job_recommends(jobs, run):
 def test_a_mistake_fails_the_job_with_one_line(jobs):
     code, log = jobs["mistake"]
     assert code == 1 and "failed" in log
-    (line,) = {line for line in log.splitlines() if line.startswith("error: ")}  # `ray job submit` repeats the log's end
+    (line,) = {line for line in log.splitlines() if line.startswith("error: ")}  # it is told twice
     assert "none.yaml" in line
     assert "Traceback" not in log
     assert "exit code 1" in log
