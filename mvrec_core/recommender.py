@@ -222,9 +222,12 @@ class Recommender:
         """The catalogue's ids in index order."""
         return self._data.catalog.table["item_id"].to_pylist()
 
-    def lists(self, stage: str, k: int) -> pa.Table:
+    def lists(self, stage: str, k: int, users: slice = slice(None)) -> pa.Table:
         """user_id, rank (from 1), item_id, score for stored users: "test" from what came before the test event, the
-        lists that the metrics are computed from; "live" from all history. Raises RequestError for a bad k."""
+        lists that the metrics are computed from; "live" from all history. Raises RequestError for a bad k.
+
+        users: which of them; where it begins at a multiple of evaluate.batch_size the lists are the same to the bit
+        """
         self._check_k(k)
         examples = (
             live_examples(self._histories, self._max_len)
@@ -232,7 +235,7 @@ class Recommender:
             else stage_examples(self._histories, stage, self._max_len)
         )
         columns: dict[str, list[Any]] = {"user_id": [], "rank": [], "item_id": [], "score": []}
-        for part, vectors, _ in self._encoded(examples):
+        for part, vectors, _ in self._encoded(examples[users]):
             for user, (index, score) in zip(
                 part.user.tolist(), self._best(vectors, self._seen_before(part), k), strict=True
             ):

@@ -1,26 +1,137 @@
-"""The top-k lists of every stored user, as Parquet."""
+"""The top-k lists of every stored user, as Parquet: a block of users at a time, on all cores of the cluster."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-from collections.abc import Callable
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
+from mvrec_core import checkpoint
+from mvrec_core.config import parse_config
+from mvrec_core.errors import MVRecError, RequestError
 from mvrec_core.recommender import Recommender
+from pipelines.cluster import connect, cores
+from pipelines.files import write_parquet, write_text
+
+USERS = 10_000  # of a block, about
 
 
-def recommend(directory: Path, stage: str, k: int, out: Path, log: Callable[[str], None] = print) -> int:
-    """Writes user_id, rank, item_id, score; the rows written. stage: "valid", "test" or "live"."""
-    recommender = Recommender.load(directory)
-    table = recommender.lists(stage, k)
-    out.parent.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Lists:
+    """What is asked for: the lists of all users, `block` of them a part file in `parts`."""
+
+    checkpoint: str
+    stage: str  # "valid", "test" or "live"
+    k: int
+    parts: str
+    block: int
+
+    def path(self, number: int) -> Path:
+        return Path(self.parts) / f"part-{number:05d}.parquet"
+
+
+def recommend(
+    directory: Path, stage: str, k: int, out: Path, log: Callable[[str], None] = print, users: int = USERS
+) -> int:
+    """Writes user_id, rank, item_id, score; the rows written. stage: "valid", "test" or "live".
+
+    The lists are those of `Recommender.lists`, whole batches of it a block. Blocks stand in <out>.parts until all are
+    there, so a run that was stopped goes on with those that are missing. Raises CheckpointError, RequestError.
+    """
+    version = checkpoint.verify(directory)["model_version"]
+    config = parse_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), str(directory))
+    batch = config.evaluate.batch_size
+    parts = out.absolute().with_name(f"{out.name}.parts")
+    lists = Lists(str(directory.absolute()), stage, k, str(parts), batch * max(1, users // batch))
+    _go_on(parts, {"model_version": version, "stage": stage, "k": k, "block": lists.block}, log)
+    blocks = range(-(-pq.read_metadata(directory / "users.parquet").num_rows // lists.block))
+    missing = [number for number in blocks if not lists.path(number).exists()]
+    try:
+        for done, _ in enumerate(_made(lists, missing), start=1):
+            log(f"recommend: {done}/{len(missing)} blocks of {lists.block:,} users")
+    except RequestError:  # there is nothing to go on with
+        shutil.rmtree(parts)
+        raise
+    rows = _joined([lists.path(number) for number in blocks], out)
+    shutil.rmtree(parts)
+    log(f"recommend: wrote {rows:,} rows to {out}")
+    return rows
+
+
+def _go_on(parts: Path, of: dict[str, Any], log: Callable[[str], None]) -> None:
+    """Keeps the part files of the same lists, and of no others."""
+    note = parts / "of.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == of:
+        log(f"recommend: going on from {len(list(parts.glob('part-*.parquet')))} blocks in {parts}")
+        return
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    write_text(note, json.dumps(of))
+
+
+def _made(lists: Lists, missing: Sequence[int]) -> Iterator[int]:
+    """Makes part files on as many actors as there are cores; the number of each, as they end. A single one is made
+    here: Ray takes longer to start. Raises MVRecError."""
+    if len(missing) < 2:
+        yield from (Lister(lists).write(number) for number in missing)
+        return
+    connect()
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told in our words
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    blocks = ray.data.from_items([{"block": number} for number in missing], override_num_blocks=len(missing))
+    actors = (1, min(cores(), len(missing)))
+    made = blocks.map_batches(Lister, fn_constructor_args=(lists, 1), batch_size=1, num_cpus=1, concurrency=actors)
+    for row in made.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        yield row["block"]
+
+
+class Lister:
+    """A Recommender that writes part files. threads: of torch; None leaves them as they are."""
+
+    def __init__(self, lists: Lists, threads: int | None = None):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.lists = lists
+        self.recommender = Recommender.load(lists.checkpoint)
+
+    def write(self, number: int) -> int:
+        users = slice(number * self.lists.block, (number + 1) * self.lists.block)
+        write_parquet(self.lists.path(number), self.recommender.lists(self.lists.stage, self.lists.k, users))
+        return number
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        try:
+            return {"block": [self.write(int(number)) for number in batch["block"]], "error": [b""]}
+        except MVRecError as mistake:  # a user's, so no reason to try again or to log a traceback
+            return {"block": [-1], "error": [pickle.dumps(mistake)]}
+
+
+def _joined(parts: Sequence[Path], out: Path) -> int:
+    """Writes the rows of all parts as one file, which appears whole; how many there are."""
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    pq.write_table(table, aside)
+    rows = 0
+    with pq.ParquetWriter(aside, pq.read_schema(parts[0])) as writer:
+        for part in parts:
+            table = pq.read_table(part)
+            writer.write_table(table)
+            rows += table.num_rows
     aside.replace(out)
-    log(f"recommend: wrote {table.num_rows:,} rows to {out}")
-    return table.num_rows
+    return rows
 
 
 if __name__ == "__main__":

@@ -85,3 +85,9 @@ def test_no_port_of_ray_is_public(cluster):
     assert "security_group" not in cluster["provider"]  # Ray's own lets in SSH alone
     assert not re.search(r"-p\b|--publish", " ".join(cluster["docker"]["run_options"]))
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_disks_are_encrypted_and_credentials_need_a_token(cluster):
+    for node in cluster["available_node_types"].values():
+        assert [disk["Ebs"]["Encrypted"] for disk in node["node_config"]["BlockDeviceMappings"]] == [True]
+        assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
