@@ -49,14 +49,10 @@ class Batch:
         return Batch(**moved)
 
 
-def collate(histories: Histories, examples: Examples, grain: int = 1, kind: str | None = None) -> Batch:
-    """The batch of some examples, on the CPU; `kind` names the category view of targets.
-
-    L is rounded up to a multiple of `grain`: a matrix product whose shape was not seen before costs several times as
-    much on a CPU, since its kernel has to be compiled.
-    """
+def collate(histories: Histories, examples: Examples, kind: str | None = None) -> Batch:
+    """The batch of some examples, on the CPU; `kind` names the category view of targets. L is `rounded`."""
     length = examples.stop - examples.start
-    step = np.arange(-(-int(length.max(initial=0)) // grain) * grain)
+    step = np.arange(rounded(int(length.max(initial=0))))
     inside = step < length[:, None]
     first = histories.offsets[examples.user] + examples.start
     row = np.where(inside, first[:, None] + step, 0)
@@ -81,6 +77,13 @@ def collate(histories: Histories, examples: Examples, grain: int = 1, kind: str 
         kind=torch.from_numpy(_padded(kinds, following, wanted, PAD)),
         user={name: torch.from_numpy(values[examples.user]) for name, values in histories.user.items()},
     )
+
+
+def rounded(steps: int) -> int:
+    """A number of steps, or up to an eighth more: one of eight in each octave from 16 on. A matrix product whose shape
+    was not seen before costs several times as much on a CPU, since its kernel has to be compiled."""
+    grain = 1 << max(0, (steps - 1).bit_length() - 4)
+    return -(-steps // grain) * grain
 
 
 def missing(values: np.ndarray) -> int | float:

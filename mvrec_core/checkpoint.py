@@ -36,7 +36,7 @@ from mvrec_core.model import MVRec
 from mvrec_core.sequences import VALID, Histories
 from mvrec_core.shards import Shards
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

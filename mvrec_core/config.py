@@ -213,7 +213,6 @@ class ModelConfig(Node):
     blocks: int = Field(2, ge=0)
     heads: int = Field(2, ge=1)
     max_len: int = Field(100, ge=1)  # events of a history that the encoder reads
-    alibi: bool = False  # attention falls with the distance of two steps, in each head at another rate
     dropout: float = Field(0.2, ge=0, lt=1)
     view_dropout: float = Field(0.2, ge=0, lt=1)  # on the vectors that describe an item: of its text, its image, ...
     temperature: float = Field(0.1, gt=0)  # where tau starts

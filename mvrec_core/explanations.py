@@ -33,7 +33,7 @@ from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.fusion import LinearFusion
 from mvrec_core.masking import hide_histories, hide_items, removable
-from mvrec_core.model import GRAIN, ItemViews, MVRec
+from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.requests import MICROSECONDS
 from mvrec_core.sequences import Examples, Histories
 
@@ -100,7 +100,7 @@ class Explainer:
         """Of each example's items (catalogue rows), in their order. eligible_BN: what they are ranked among."""
         index_Bk = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(rows) for rows in index], True, PAD)
         index_Bk = index_Bk.to(self.items.device)
-        batch = collate(histories, examples, GRAIN).to(self.items.device)
+        batch = collate(histories, examples).to(self.items.device)
         found = attribute(self.model, batch, self.views, self.items[index_Bk])
         ranks = self._ranks_without(histories, examples, index_Bk, eligible_BN)
         return [
@@ -201,7 +201,7 @@ def mean_item(views: ItemViews) -> Tensor:
 def user_weights(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> list[dict[str, float]]:
     """The mean view weights W_t of each example's steps, of item- and event-level views; {} where there is no step."""
     model.eval()
-    batch = collate(histories, examples, GRAIN).to(views.z.device)
+    batch = collate(histories, examples).to(views.z.device)
     z, present = views.z[batch.item], views.present[batch.item]
     names = list(model.item_view_names)
     if isinstance(model.fusion, LinearFusion):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvrec_core import losses
-from mvrec_core.batch import Batch
+from mvrec_core.batch import Batch, rounded
 from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.config import Config, ModelConfig
 from mvrec_core.encoders import (
@@ -32,7 +32,7 @@ from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.text import TextEncoder
 
-GRAIN, ROWS_GRAIN = 8, 256  # steps of a history, and rows of items or targets, come in multiples of these
+ROWS_GRAIN = 256  # rows of items or targets come in multiples of it, for few shapes, as in batch.rounded
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class MVRec(nn.Module):
         needed = (
             torch.arange(self.n_rows, device=touched.device) if everything else torch.cat([touched, sampled]).unique()
         )
-        needed = F.pad(needed, (0, -len(needed) % ROWS_GRAIN), value=PAD)  # few shapes, as in collate
+        needed = F.pad(needed, (0, -len(needed) % ROWS_GRAIN), value=PAD)  # few shapes, as in batch.rounded
         live = None
         if self.text is not None and self.text.tuned:
             live = self.text.choose_live(touched, generator)
@@ -294,15 +294,15 @@ class MVRec(nn.Module):
 class SequenceEncoder(nn.Module):
     """A pre-norm causal transformer over h [B, T, D] -> [B, T, D]. Time is in the steps: the time view.
 
-    With `alibi` head n of the attention lowers the logit of a step that is d steps back by d / 2^(2 + 3 n) (the idea of
-    Press, Smith and Lewis, ICLR 2022, with steeper slopes).
+    Attention falls with distance: head n lowers the logit of a step that is d steps back by d / 2^(2 + 3 n) (the idea
+    of Press, Smith and Lewis, ICLR 2022, with other slopes).
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.position = nn.Embedding(-(-config.max_len // GRAIN) * GRAIN + 1, config.dim)
+        self.position = nn.Embedding(rounded(config.max_len) + 1, config.dim)
         nn.init.normal_(self.position.weight, std=config.dim**-0.5 / 4)
-        self.slopes = [2.0 ** -(2 + 3 * head) for head in range(config.heads)] if config.alibi else None
+        self.slopes = [2.0 ** -(2 + 3 * head) for head in range(config.heads)]
         self.enter = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -310,12 +310,10 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         h_BTD = self.dropout(self.enter(h_BTD) + self.position.weight[: h_BTD.shape[1]])
-        bias_1HTT = None
-        if self.slopes is not None:
-            place = torch.arange(h_BTD.shape[1], device=h_BTD.device)
-            back_TT = place[:, None] - place
-            bias_1HTT = -torch.tensor(self.slopes, device=h_BTD.device)[:, None, None] * back_TT
-            bias_1HTT = bias_1HTT.masked_fill(back_TT < 0, -torch.inf)[None]
+        place = torch.arange(h_BTD.shape[1], device=h_BTD.device)
+        back_TT = place[:, None] - place
+        bias_1HTT = -torch.tensor(self.slopes, device=h_BTD.device)[:, None, None] * back_TT
+        bias_1HTT = bias_1HTT.masked_fill(back_TT < 0, -torch.inf)[None]
         for block in self.blocks:
             h_BTD = block(h_BTD, bias_1HTT)
         return self.leave(h_BTD)
@@ -331,25 +329,20 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, h_BTD: Tensor, bias_1HTT: Tensor | None = None) -> Tensor:
+    def forward(self, h_BTD: Tensor, bias_1HTT: Tensor) -> Tensor:
         b, t, d = h_BTD.shape
         qkv = self.qkv(self.norm_1(h_BTD)).view(b, t, 3, self.heads, d // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        seen = _causal_attention(query, key, value, bias_1HTT)
+        seen = _attention(query, key, value, bias_1HTT)
         h_BTD = h_BTD + self.dropout(self.out(seen.transpose(1, 2).reshape(b, t, d)))
         return h_BTD + self.dropout(self.feed(self.norm_2(h_BTD)))
 
 
-def _causal_attention(query: Tensor, key: Tensor, value: Tensor, bias_1HTT: Tensor | None) -> Tensor:
-    """The bias, where there is one, is -inf for later steps."""
-    causal = bias_1HTT is None
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias_1HTT: Tensor) -> Tensor:
     if query.device.type == "cpu":  # there the kernel's backward in fp32 takes half to a fifth of the time of bf16
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(
-                query.float(), key.float(), value.float(), attn_mask=bias_1HTT, is_causal=causal
-            )
-    bias_1HTT = None if bias_1HTT is None else bias_1HTT.to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias_1HTT, is_causal=causal)
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=bias_1HTT)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias_1HTT.to(query.dtype))
 
 
 def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:

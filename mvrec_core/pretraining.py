@@ -35,7 +35,7 @@ from mvrec_core.config import Config, View
 from mvrec_core.encoders import calendar
 from mvrec_core.errors import CheckpointError, ConfigError, DataError
 from mvrec_core.features import MISSING_TIME
-from mvrec_core.model import GRAIN, ItemViews, MVRec
+from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.sequences import VALID, Examples, Histories, train_examples
 from mvrec_core.shards import Shards
 from mvrec_core.text import TextEncoder
@@ -132,7 +132,7 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         total = torch.zeros(2, len(pretext.parts), dtype=torch.float64)
         examples = _windows(histories, config.model.max_len, np.random.default_rng([config.seed, number]))
         for rows in epoch_batches(examples, config.train.batch_size, [config.seed, number], workers):
-            batch = collate(histories, examples[rows.mine], GRAIN).to(workers.device)
+            batch = collate(histories, examples[rows.mine]).to(workers.device)
             with autocast(config, workers.device):
                 loss, parts, there = parallel(batch, generator)
             learner.step(loss * rows.share(examples, rows.mine), pretext)

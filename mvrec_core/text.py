@@ -69,7 +69,7 @@ class TextEncoder(nn.Module):
         return F.embedding(row, table), row < len(self.cache) - 1
 
     def _standard(self, vectors: Tensor) -> Tensor:
-        return (vectors.float() - self.centre) @ self.whiten
+        return ((vectors.float() - self.centre) @ self.whiten).float()  # autocast makes bf16 of a product
 
     def choose_live(self, item: Tensor, generator: torch.Generator) -> Tensor:
         """At most config.live distinct texts of these items, drawn without replacement; one even where there is none,

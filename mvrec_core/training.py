@@ -20,7 +20,7 @@ from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.metrics import RankingSums, Ranks, ranks
-from mvrec_core.model import GRAIN, ItemViews, MVRec
+from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
 from mvrec_core.resume import State, States, Tensors
 from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
@@ -173,7 +173,7 @@ def _train_epoch(
             _seed([config.seed, purpose, at.step, workers.rank], generator)
             parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
             for place, part in enumerate(parts):
-                batch = collate(histories, examples[part], GRAIN, kind).to(workers.device)
+                batch = collate(histories, examples[part], kind).to(workers.device)
                 share = rows.share(examples, part)
                 with _synchronised(parallel, place == len(parts) - 1):
                     with autocast(config, workers.device):
@@ -384,7 +384,7 @@ def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemVi
     """Users' unit vectors [B, D] after the last step of each example; with `timed` False nobody says when it is that
     the next event is asked for."""
     model.eval()
-    batch = collate(histories, examples, GRAIN).to(model.popularity.device)
+    batch = collate(histories, examples).to(model.popularity.device)
     if not timed:
         batch = replace(batch, now=torch.full_like(batch.now, int(MISSING_TIME)))
     vectors_BTD = model.user_vectors(batch, views, batch.item)

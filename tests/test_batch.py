@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mvrec_core.batch import collate
+from mvrec_core.batch import collate, rounded
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.sequences import Examples, Histories
 
@@ -69,3 +69,10 @@ def test_now_is_when_the_next_event_happened_or_the_request_is_made():
     batch = collate(HISTORIES, examples((0, 0, 2, 0, 3), (0, 1, 3, 1, 3), (1, 0, 1, 0, 1)))
     gone = int(MISSING_TIME)
     assert batch.now.tolist() == [[10, 20, 30], [20, 30, 35], [40, gone, gone]]
+
+
+def test_lengths_are_rounded_to_few_by_less_than_an_eighth():
+    sizes = [rounded(n) for n in range(1, 1025)]
+    assert sizes[:18] == [*range(1, 17), 18, 18] and rounded(0) == 0
+    assert all(n <= size < n * 1.125 for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) == 16 + 6 * 8

@@ -44,7 +44,7 @@ def read(*pairs):
     return Examples(user, np.zeros_like(stop), stop, stop, stop)
 
 
-@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear", "model.alibi=true"])
+@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear"])
 def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data, settings):
     model = build(tiny_encoder, plain_data, settings)
     histories = plain_data.histories(model.config)
@@ -108,9 +108,9 @@ def test_the_id_of_an_item_without_train_events_says_nothing(tiny_encoder, plain
     assert (after[new + 1 :] - before[new + 1 :]).abs().amax(-1).min() > 1e-3
 
 
-def test_with_alibi_attention_falls_with_distance(tiny_encoder, plain_data):
+def test_attention_falls_with_distance(tiny_encoder, plain_data):
     biases = []
-    model = build(tiny_encoder, plain_data, "model.alibi=true")
+    model = build(tiny_encoder, plain_data)
     model.sequence.blocks[0].register_forward_pre_hook(lambda _, given: biases.append(given[1]))
     histories = plain_data.histories(model.config)
     vectors(model, histories, read((7, 3)))
@@ -120,7 +120,7 @@ def test_with_alibi_attention_falls_with_distance(tiny_encoder, plain_data):
     torch.testing.assert_close(biases[0][0, 1, :3, :3], expected / 32)
 
 
-@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear", "model.alibi=true"])
+@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear"])
 def test_padding_changes_nothing(tiny_encoder, plain_data, settings):
     model = build(tiny_encoder, plain_data, settings)
     histories = plain_data.histories(model.config)

@@ -101,6 +101,18 @@ def test_the_same_seed_gives_the_same_bits(tiny_encoder, plain_data, tune):
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
+@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+def test_it_trains_in_bf16(tiny_encoder, plain_data, tune):
+    _, epochs = trained(tiny_encoder, plain_data, "train.precision=bf16", f"model.text.tune={tune}")
+    assert epochs[1].loss < epochs[0].loss
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_encoder, plain_data):
+    overrides = ["model.dropout=0", "model.view_dropout=0", "train.epochs=1"]
+    whole, parts = (trained(tiny_encoder, plain_data, f"train.accumulate={n}", *overrides)[1][0] for n in (1, 3))
+    assert abs(whole.loss - parts.loss) < 1e-3 and whole.targets == parts.targets
+
+
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
 def test_training_learns_what_comes_next(tiny_encoder, plain_data, loss):
     _, epochs = trained(tiny_encoder, plain_data, f"train.loss={loss}", "train.epochs=8", "views={id: {kind: id}}")
