@@ -255,7 +255,7 @@ def test_a_history_is_newest_first(plain_recommender):
         (row["item_id"], float(row["timestamp"])) for row in rows[::-1][:4]
     ]
     assert plain_recommender.history("ghost", 9) == [
-        {"item_id": "gone", "display": None, "timestamp": float(tiny.START)}
+        {"item_id": "gone", "display": None, "timestamp": float(tiny.START), "live": False}
     ]
     with pytest.raises(RequestError, match="'x' is not known"):
         plain_recommender.history("x", 3)
