@@ -17,13 +17,13 @@ from ray import serve
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.recommender import Recommended, Recommender
-from mvrec_core.requests import Candidate, Event, Request, digest
+from mvrec_core.requests import Candidate, Request, digest
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.cache import Cache
 from serve.redis_client import RedisClient
 from serve.schema import as_json, events_values, history_values, recommend_values, score_values
-from serve.sessions import LiveEvent, open_sessions
+from serve.sessions import LiveEvent, live_events, open_sessions
 from serve.settings import serve_settings
 
 APP_NAME = "mvrec"
@@ -107,26 +107,26 @@ class Replica:
         return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S)
 
     async def recommend(self, request: Request) -> bytes:
-        live, degraded = await self._live(request.user_id)
-        request = replace(request, live=live)
+        row, degraded = await self._row(request.user_id)
 
         async def answer() -> bytes:
-            return as_json(recommend_values(self.model_version, await self._batcher.answer(request), degraded))
+            found = await self._batcher.answer(replace(request, live=live_events(row)))
+            return as_json(recommend_values(self.model_version, found, degraded))
 
-        return await self._cache.get(digest(self.model_version, degraded, request), answer)
+        return await self._cache.get(digest(self.model_version, request, row, degraded), answer)
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
-        live, degraded = await self._live(request.user_id)
-        scored = await self._in_thread(self.recommender.score, replace(request, live=live), candidates)
+        row, degraded = await self._row(request.user_id)
+        scored = await self._in_thread(self.recommender.score, replace(request, live=live_events(row)), candidates)
         return as_json(score_values(self.model_version, *scored, degraded))
 
     async def similar(self, item_id: str, k: int) -> list[Recommended]:
         return await self._in_thread(self.recommender.similar, item_id, k)
 
     async def history(self, user_id: str, limit: int) -> bytes:
-        live, degraded = await self._live(user_id)
+        row, degraded = await self._row(user_id)
         try:
-            events = await self._in_thread(self.recommender.history, user_id, limit, live)
+            events = await self._in_thread(self.recommender.history, user_id, limit, live_events(row))
         except RequestError:  # nobody the model knows, but perhaps one with live events
             if not degraded:
                 raise
@@ -140,12 +140,12 @@ class Replica:
     async def users(self, prefix: str, limit: int) -> list[str]:
         return await self._in_thread(self.recommender.users, prefix, limit)
 
-    async def _live(self, user_id: str | None) -> tuple[tuple[Event, ...], bool]:
+    async def _row(self, user_id: str | None) -> tuple[str, bool]:
         """A user's live events, and whether they could not be read: an answer without them is better than none."""
         try:
-            return () if user_id is None else await self._sessions.read(user_id), False
+            return "" if user_id is None else await self._sessions.read(user_id), False
         except StateUnavailable:
-            return (), True
+            return "", True
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)

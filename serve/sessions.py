@@ -11,7 +11,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +45,11 @@ class LiveEvent(NamedTuple):
     def event(self) -> Event:
         return Event(self.item_id, self.timestamp, self.values)
 
-    def identity(self) -> str:
+    def identity(self) -> Hashable:
         """Two events of one user are the same where their event_id is, or without one where all else is."""
-        return json.dumps(self if self.event_id is None else self.event_id, sort_keys=True)
+        if self.event_id is not None:
+            return self.event_id
+        return self.item_id, self.timestamp, repr(sorted(self.values.items()))
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Appended:
 class Sessions(Protocol):
     """A store of live histories; both methods raise StateUnavailable."""
 
-    async def read(self, user_id: str) -> tuple[Event, ...]: ...
+    async def read(self, user_id: str) -> str:
+        """The user's row, to be read by live_events; empty where there is none."""
+        ...
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> Appended: ...
 
@@ -78,9 +82,13 @@ def open_sessions(settings: ServeConfig, run: str, redis: RedisClient | None) ->
     return FileSessions(Path(settings.state_dir or "state"), *limits)
 
 
-def joined(row: str | bytes | None, new: Sequence[LiveEvent], max_events: int) -> tuple[str, Appended]:
+def live_events(row: str) -> tuple[Event, ...]:
+    return tuple(event.event() for event in _read(row))
+
+
+def joined(row: str, new: Sequence[LiveEvent], max_events: int) -> tuple[str, Appended]:
     """A user's row with new events: without those that it holds already, and with the newest `max_events` alone."""
-    events = [] if row is None else _read(row)
+    events = _read(row)
     known = {event.identity() for event in events}
     before = len(known)
     for event in new:
@@ -92,12 +100,8 @@ def joined(row: str | bytes | None, new: Sequence[LiveEvent], max_events: int) -
     return json.dumps(kept, separators=(",", ":")), Appended(accepted, len(new) - accepted, len(kept))
 
 
-def _read(row: str | bytes) -> list[LiveEvent]:
-    return [LiveEvent(*values) for values in json.loads(row)]
-
-
-def _events(row: str | bytes | None) -> tuple[Event, ...]:
-    return () if row is None else tuple(event.event() for event in _read(row))
+def _read(row: str) -> list[LiveEvent]:
+    return [LiveEvent(*values) for values in json.loads(row or "[]")]
 
 
 class FileSessions:
@@ -117,14 +121,14 @@ class FileSessions:
             ) from None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="live")
 
-    async def read(self, user_id: str) -> tuple[Event, ...]:
+    async def read(self, user_id: str) -> str:
         """On the caller's own thread: a row by its key takes less than the way to another thread and back."""
         query = "SELECT events FROM histories WHERE user_id = ? AND changed > ?"
         try:
             row = self._reader.execute(query, (user_id, time.time() - self.ttl_s)).fetchone()
         except sqlite3.Error as error:
             raise StateUnavailable(f"live events cannot be read: {error}") from error
-        return _events(row and row[0])
+        return row[0] if row else ""
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> Appended:
         try:
@@ -138,7 +142,7 @@ class FileSessions:
             writer.execute("BEGIN IMMEDIATE")  # a reader's lock could not be changed into a writer's
             writer.execute("DELETE FROM histories WHERE changed <= ?", (now - self.ttl_s,))
             row = writer.execute("SELECT events FROM histories WHERE user_id = ?", (user_id,)).fetchone()
-            text, appended = joined(row and row[0], events, self.max_events)
+            text, appended = joined(row[0] if row else "", events, self.max_events)
             writer.execute("INSERT OR REPLACE INTO histories VALUES (?, ?, ?)", (user_id, now, text))
             if row is None:
                 surplus = writer.execute("SELECT count(*) FROM histories").fetchone()[0] - self.max_users
@@ -164,8 +168,8 @@ class RedisSessions:
         self._prefix = f"mvrec:{run}:live:"
         self._users = f"mvrec:{run}:users"
 
-    async def read(self, user_id: str) -> tuple[Event, ...]:
-        return _events(await self.redis.call(lambda redis: redis.get(self._prefix + user_id)))
+    async def read(self, user_id: str) -> str:
+        return (await self.redis.call(lambda redis: redis.get(self._prefix + user_id)) or b"").decode()
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> Appended:
         return await self.redis.call(lambda redis: self._append(redis, user_id, events))
@@ -176,7 +180,7 @@ class RedisSessions:
 
         async def change(pipe: Pipeline) -> None:  # again where another replica has changed the key meanwhile
             nonlocal appended
-            text, appended = joined(await pipe.get(key), events, self.max_events)
+            text, appended = joined((await pipe.get(key) or b"").decode(), events, self.max_events)
             pipe.multi()
             pipe.set(key, text, px=ttl_ms)
             pipe.zadd(self._users, {user_id: now})

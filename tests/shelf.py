@@ -77,7 +77,7 @@ class Shelf:
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes:
         if self.away:
             raise StateUnavailable("the shelf is locked")
-        self.rows[user_id], appended = joined(self.rows.get(user_id), events, 200)
+        self.rows[user_id], appended = joined(self.rows.get(user_id, ""), events, 200)
         return as_json(events_values(user_id, sum(one.item_id not in TITLES for one in events), appended))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
