@@ -59,7 +59,7 @@ class Cache:
         if self._redis is None:
             return None
         try:
-            found = await self._redis.call(lambda redis: redis.get(self._slot(key)))
+            found = await self._redis.get(self._slot(key))
         except StateUnavailable:
             return None
         return found[len(key) :] if found is not None and found.startswith(key) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -57,6 +57,9 @@ class RedisClient:
             raise StateUnavailable(f"Redis refuses: {error}") from error
         self._failures = 0
         return result
+
+    async def get(self, key: str) -> bytes | None:
+        return cast("bytes | None", await self.call(lambda redis: redis.get(key)))
 
     async def close(self) -> None:
         if self._pings is not None:

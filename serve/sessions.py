@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -169,7 +169,7 @@ class RedisSessions:
         self._users = f"mvrec:{run}:users"
 
     async def read(self, user_id: str) -> str:
-        return (await self.redis.call(lambda redis: redis.get(self._prefix + user_id)) or b"").decode()
+        return (await self.redis.get(self._prefix + user_id) or b"").decode()
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> Appended:
         return await self.redis.call(lambda redis: self._append(redis, user_id, events))
@@ -180,7 +180,8 @@ class RedisSessions:
 
         async def change(pipe: Pipeline) -> None:  # again where another replica has changed the key meanwhile
             nonlocal appended
-            text, appended = joined((await pipe.get(key) or b"").decode(), events, self.max_events)
+            row = cast("bytes | None", await pipe.get(key))
+            text, appended = joined((row or b"").decode(), events, self.max_events)
             pipe.multi()
             pipe.set(key, text, px=ttl_ms)
             pipe.zadd(self._users, {user_id: now})
