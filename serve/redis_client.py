@@ -14,10 +14,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from mvrec_core.errors import StateUnavailable
+from mvrec_core.errors import ConfigError, StateUnavailable
 
 CONNECTIONS = 64
-TIMEOUT_S = 0.1  # of one command, of a connection, and of the wait for a free one
+TIMEOUT_S = 0.2  # of one command, of a connection, and of the wait for a free one
 FAILURES = 3  # in a row, after which nothing is asked until a ping is answered
 PING_EVERY_S = 0.25
 
@@ -25,17 +25,23 @@ T = TypeVar("T")
 
 
 class RedisClient:
-    """A pool of connections. To be used from one event loop; makes no connection before the first call."""
+    """A pool of connections. To be used from one event loop; makes no connection before the first call.
+
+    Raises ConfigError for an address that cannot be one.
+    """
 
     def __init__(self, url: str):
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS,
-            timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # once: pooled connections do not survive a restart of Redis
-        )
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=TIMEOUT_S,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(NoBackoff(), 1),  # once: pooled connections do not survive a restart of Redis
+            )
+        except ValueError as error:
+            raise ConfigError(f"serve.redis_url: {error}") from None
         self._redis = Redis.from_pool(pool)
         self._failures = 0
         self._pings: asyncio.Task[None] | None = None

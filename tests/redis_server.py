@@ -32,8 +32,10 @@ class RedisServer:
         deadline = time.monotonic() + 10
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                    connection.sendall(b"PING\r\n")
+                    if connection.recv(7) == b"+PONG\r\n":
+                        return
             except OSError:
                 assert time.monotonic() < deadline, "redis-server does not answer"
                 time.sleep(0.02)
