@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from cachetools import TTLCache
 
 from mvrec_core import checkpoint, training
 from mvrec_core.catalog import FIRST, UNKNOWN
@@ -21,9 +23,22 @@ from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.requests import MICROSECONDS, Candidate, Request, continued, microseconds, read_events, read_features
+from mvrec_core.requests import (
+    MICROSECONDS,
+    Candidate,
+    Event,
+    Request,
+    continued,
+    digest,
+    microseconds,
+    read_events,
+    read_features,
+)
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 from mvrec_core.training import rank_scores
+
+REMEMBERED_USERS = 10_000  # whose vectors are kept, so that another k or filter does not encode the history again
+REMEMBERED_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class _User:
 
 
 class Recommender:
-    """Reads only, so threads may share it."""
+    """Threads may share it: what it remembers is behind a lock, the rest is only read."""
 
     def __init__(self, loaded: checkpoint.Checkpoint):
         self.config: Config = loaded.config
@@ -81,6 +96,8 @@ class Recommender:
         train = self._histories.item[self._histories.split == TRAIN]
         counts = np.bincount(train, minlength=len(self._items)).astype(np.float32)
         self._popularity = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
+        self._vectors: TTLCache[bytes, torch.Tensor] = TTLCache(REMEMBERED_USERS, REMEMBERED_S)
+        self._lock = Lock()
 
     @staticmethod
     def load(directory: str | Path, device: str = "cpu") -> Recommender:
@@ -95,6 +112,7 @@ class Recommender:
 
     def recommend(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
         """An answer for each request; a bad one holds its own error and leaves the others alone."""
+        requests = [self._with_live(request) for request in requests]
         answers: list[Answer | RequestError | None] = [self._refuse(request) for request in requests]
         good = [place for place, answer in enumerate(answers) if answer is None]
         for place, answer in zip(good, self._answers([requests[place] for place in good]), strict=True):
@@ -107,6 +125,7 @@ class Recommender:
         With no history and no profile the score is the item's share of train events, and new items have none.
         Raises RequestError.
         """
+        request = self._with_live(request)
         histories, users = self._users([request])
         rung = self._rung(users[0])
         index = self._data.catalog.ids.index([candidate.item_id or "" for candidate in candidates])
@@ -121,7 +140,7 @@ class Recommender:
             scores = self._popularity[index]
             chances = scores
         else:
-            user = training.encode(self._model, histories, live_examples(histories, self._max_len), self._views)[0]
+            user = self._encode([request], histories, live_examples(histories, self._max_len))[0]
             with torch.no_grad():
                 scores = vectors @ user / self._model.tau + self._model.bias
             chances = scores.sigmoid()
@@ -142,18 +161,23 @@ class Recommender:
         found = top_k(self._items[[index]], self._items, k, allowed)
         return self._list(found.index[0].tolist(), found.score[0].tolist())
 
-    def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
-        """The newest `limit` events of a stored user, newest first: item_id, display, timestamp in Unix seconds."""
-        row = self._rows.get(user_id)
-        if row is None:
+    def history(self, user_id: str, limit: int, live: Sequence[Event] = ()) -> list[dict[str, Any]]:
+        """The newest `limit` events of a user, newest first: item_id, display, timestamp in Unix seconds, and whether
+        it is one of the live ones, which follow the stored. Raises RequestError for a user with neither."""
+        if user_id not in self._rows and not live:
             raise RequestError(f"user_id: '{user_id}' is not known", "user_id", 404)
-        user = self._data.users.slice(row, 1)
-        pairs = list(zip(user["item"][0].as_py(), user["timestamp"][0].as_py(), strict=True))[::-1][:limit]
-        index = self._data.catalog.ids.index([item for item, _ in pairs])
+        later = [(e.item_id, e.timestamp, True) for e in self._with_live(Request(user_id, live=tuple(live))).live]
+        stored = [(item, None if t is None else t / MICROSECONDS, False) for item, t in self._stored(user_id)]
+        newest = [*stored, *later][::-1][:limit]
+        index = self._data.catalog.ids.index([item for item, _, _ in newest])
         return [
-            {"item_id": item, "display": self._display(place), "timestamp": None if t is None else t / MICROSECONDS}
-            for (item, t), place in zip(pairs, index.tolist(), strict=True)
+            {"item_id": item, "display": self._display(place), "timestamp": seconds, "live": is_live}
+            for (item, seconds, is_live), place in zip(newest, index.tolist(), strict=True)
         ]
+
+    def unknown_items(self, events: Sequence[Event]) -> int:
+        """How many of the events are of no item of the catalogue. Raises RequestError for one that cannot be read."""
+        return int((read_events(self.config, self._data, [events]).item < FIRST).sum())
 
     def users(self, prefix: str, limit: int) -> list[str]:
         """Stored users whose id starts with a prefix, at most `limit`, in stored order."""
@@ -296,7 +320,7 @@ class Recommender:
             return []
         histories, users = self._users(requests)
         examples = live_examples(histories, self._max_len)
-        vectors = training.encode(self._model, histories, examples, self._views)
+        vectors = self._encode(requests, histories, examples)
         filters = []
         for place, request in enumerate(requests):
             allow = None if request.allow is None else self._known(request.allow)
@@ -319,6 +343,47 @@ class Recommender:
             for place, answer in zip(asked, explained, strict=True):
                 answers[place] = answer
         return answers
+
+    def _encode(self, requests: Sequence[Request], histories: Histories, examples: Examples) -> torch.Tensor:
+        """The users' unit vectors [B, D]. Of one history it is encoded once in a while, whatever else is asked."""
+        keys = [digest(r.user_id, r.live, r.events, r.now) for r in requests]
+        with self._lock:
+            vectors = {key: vector for key in keys if (vector := self._vectors.get(key)) is not None}
+        places = {key: place for place, key in enumerate(keys) if key not in vectors}
+        if places:
+            part = examples[np.array(list(places.values()))]
+            new = training.encode(self._model, histories, part, self._views).unbind()
+            vectors |= {key: vector.clone() for key, vector in zip(places, new, strict=True)}
+            with self._lock:
+                self._vectors.update((key, vectors[key]) for key in places)
+        return torch.stack([vectors[key] for key in keys])
+
+    def _with_live(self, request: Request) -> Request:
+        """The request with those live events alone that the stored history does not hold already, because the model has
+        been trained since, and that this model can read: another one took them in."""
+        if not request.live:
+            return request
+        stored = set(self._stored(request.user_id))
+        times = microseconds([event.timestamp for event in request.live]).tolist()
+        live = [e for e, time in zip(request.live, times, strict=True) if (e.item_id, time) not in stored]
+        if not self._readable(live):
+            live = [event for event in live if self._readable([event])]
+        return replace(request, live=tuple(live))
+
+    def _stored(self, user_id: str | None) -> list[tuple[str, int | None]]:
+        """A user's stored events in order: item_id, and time in microseconds."""
+        row = self._rows.get(user_id, -1) if user_id is not None else -1
+        if row < 0:
+            return []
+        user = self._data.users.slice(row, 1)
+        return list(zip(user["item"][0].as_py(), user["timestamp"][0].as_py(), strict=True))
+
+    def _readable(self, events: Sequence[Event]) -> bool:
+        try:
+            read_events(self.config, self._data, [events])
+        except RequestError:
+            return False
+        return True
 
     def _explained(
         self, answers: Sequence[Answer], histories: Histories, examples: Examples, eligible_BN: torch.Tensor
@@ -377,13 +442,13 @@ class Recommender:
 
     def _users(self, requests: Sequence[Request]) -> tuple[Histories, list[_User]]:
         """The requests' users as histories of their own: the stored events, then the request's."""
-        fresh = read_events(self.config, self._data, [request.events for request in requests])
+        fresh = read_events(self.config, self._data, [request.live + request.events for request in requests])
         rows = [self._rows.get(request.user_id, -1) if request.user_id is not None else -1 for request in requests]
         histories = replace(
             continued(self._histories, rows, fresh), now=microseconds([request.now for request in requests])
         )
         known = [int((histories.item[histories.events_of(b)] >= FIRST).sum()) for b in range(len(requests))]
-        unknown = [int((fresh.item[fresh.events_of(b)] < FIRST).sum()) for b in range(len(requests))]
+        unknown = [int((fresh.item[fresh.events_of(b)][len(r.live) :] < FIRST).sum()) for b, r in enumerate(requests)]
         return histories, [_User(*user) for user in zip(rows, known, unknown, strict=True)]
 
     def _new_vectors(self, features: Sequence[Mapping[str, Any]]) -> torch.Tensor:

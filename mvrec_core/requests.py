@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ class Request:
     deny: frozenset[str] = frozenset()
     explain: bool = False
     now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
+    live: tuple[Event, ...] = ()  # what the service has heard of the user: after the stored history, before `events`
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,17 @@ def read_events(config: Config, data: Data, events: Sequence[Sequence[Event]]) -
         user={},
         now=np.full(len(events), MISSING_TIME),
     )
+
+
+def digest(*parts: Any) -> bytes:
+    """16 bytes that are the same in every process for equal parts: plain values, sets, and the dataclasses above."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=_plain).encode("ascii"), digest_size=16).digest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return vars(value) if is_dataclass(value) else repr(value)
 
 
 def microseconds(seconds: Sequence[float | None]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -15,12 +15,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from mvrec_core.errors import RequestError
-from mvrec_core.recommender import Answer, Recommended, Scored
+from mvrec_core.errors import RequestError, StateUnavailable
+from mvrec_core.recommender import Recommended
 from mvrec_core.requests import Candidate, Request
 from serve.limits import Limits
 from serve.schema import (
     ErrorAnswer,
+    EventsAnswer,
+    EventsBody,
     HealthAnswer,
     HistoryAnswer,
     RecommendAnswer,
@@ -29,12 +31,12 @@ from serve.schema import (
     ScoreBody,
     SimilarAnswer,
     UsersAnswer,
+    as_json,
     error_values,
     explain,
     item_values,
-    recommend_values,
-    score_values,
 )
+from serve.sessions import LiveEvent
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {  # the page needs nothing from elsewhere and runs no script but its own
@@ -43,37 +45,41 @@ PAGE_HEADERS = {  # the page needs nothing from elsewhere and runs no script but
     "cache-control": "no-cache",
 }
 CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_long", 422: "invalid_request"}
-BODIES: dict[str, type[BaseModel]] = {"/v1/recommend": RecommendBody, "/v1/score": ScoreBody}
+BODIES: dict[str, type[BaseModel]] = {
+    "/v1/recommend": RecommendBody,
+    "/v1/score": ScoreBody,
+    "/v1/events": EventsBody,
+}
 
 Count = Annotated[int, Query(ge=1)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 class Backend(Protocol):
-    """What the routes call; a RequestError of any of them becomes the HTTP answer it names."""
+    """What the routes call. Answers about users come as JSON, since they are kept as such. A RequestError becomes the
+    HTTP answer that it names, a StateUnavailable becomes 503."""
 
     model_version: str
     n_items: int
 
-    async def recommend(self, request: Request) -> Answer: ...
+    async def recommend(self, request: Request) -> bytes: ...
 
-    async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]: ...
+    async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes: ...
 
     async def similar(self, item_id: str, k: int) -> list[Recommended]: ...
 
-    async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]: ...
+    async def history(self, user_id: str, limit: int) -> bytes: ...
+
+    async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes: ...
 
     async def users(self, prefix: str, limit: int) -> list[str]: ...
 
 
 class JSON(Response):
-    """Compact UTF-8, not escaped; half a surrogate pair, which JSON can smuggle in, becomes a question mark."""
-
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", errors="replace")
+        return content if isinstance(content, bytes) else as_json(content)
 
 
 def create_api(backend: Backend, max_in_flight: int, timeout_s: float) -> FastAPI:
@@ -100,13 +106,12 @@ def _add_model_routes(api: FastAPI, backend: Backend) -> None:
     @api.post("/v1/recommend", response_model=RecommendAnswer)
     async def recommend(body: RecommendBody) -> Response:
         """The k best items for a user, best first."""
-        return JSON(recommend_values(backend.model_version, await backend.recommend(body.request())))
+        return JSON(await backend.recommend(body.request()))
 
     @api.post("/v1/score", response_model=ScoreAnswer)
     async def score(body: ScoreBody) -> Response:
         """Score and probability of each candidate for a user, in the order of the candidates."""
-        rung, scored, unknown = await backend.score(*body.request())
-        return JSON(score_values(backend.model_version, rung, scored, unknown))
+        return JSON(await backend.score(*body.request()))
 
     @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
     async def similar(item_id: str, k: Count = 10) -> Response:
@@ -123,8 +128,13 @@ def _add_user_routes(api: FastAPI, backend: Backend) -> None:
 
     @api.get("/v1/users/{user_id:path}/history", response_model=HistoryAnswer, responses={404: {"model": ErrorAnswer}})
     async def history(user_id: str, limit: Limit = 50) -> Response:
-        """The newest events of a known user."""
-        return JSON({"user_id": user_id, "events": await backend.history(user_id, limit)})
+        """The newest events of a user, live ones included."""
+        return JSON(await backend.history(user_id, limit))
+
+    @api.post("/v1/events", response_model=EventsAnswer)
+    async def append(body: EventsBody) -> Response:
+        """Append events to the live history of a user, who need not be known; the next answer rests on them."""
+        return JSON(await backend.append(body.user_id, body.live_events(time.time())))
 
 
 def _add_health_routes(api: FastAPI, backend: Backend) -> None:
@@ -157,6 +167,10 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(RequestError)
     async def request_error(_: HttpRequest, error: RequestError) -> Response:
         return _error(error.status, str(error), error.field)
+
+    @api.exception_handler(StateUnavailable)
+    async def state_unavailable(_: HttpRequest, error: StateUnavailable) -> Response:
+        return JSON(error_values("state_unavailable", str(error)), 503, {"retry-after": "1"})
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from mvrec_core.config import ServeConfig
-from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
-from mvrec_core.requests import Candidate, Request
+from mvrec_core.errors import RequestError, StateUnavailable
+from mvrec_core.recommender import Recommended, Recommender
+from mvrec_core.requests import Candidate, Request, digest
 from serve.api import create_api
 from serve.batching import Batcher
+from serve.cache import Cache
+from serve.redis_client import RedisClient
+from serve.schema import as_json, events_values, history_values, recommend_values, score_values
+from serve.sessions import LiveEvent, live_events, open_sessions
 from serve.settings import serve_settings
 
 APP_NAME = "mvrec"
@@ -38,6 +45,13 @@ class BuildArgs(BaseModel):
     max_replicas: int | None = None
     max_batch_size: int | None = None
     batch_wait_s: float | None = None
+    redis_url: str | None = None
+    state_dir: str | None = None
+    live_events: int | None = None
+    live_users: int | None = None
+    live_ttl_s: float | None = None
+    cache_mb: float | None = None
+    cache_ttl_s: float | None = None
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -49,6 +63,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
     """The application that serves `checkpoint` with `settings`."""
     admitted = ADMITTED_BATCHES * settings.max_batch_size
+    state = Path(settings.state_dir or Path(checkpoint).resolve().parent / "state").resolve()
     deployment = serve.deployment(
         name="Replica",
         ray_actor_options={"num_cpus": settings.threads},
@@ -63,11 +78,14 @@ def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=TIMEOUT_S,
     )
-    return deployment(serve.ingress()(Replica)).bind(checkpoint, settings.model_dump())
+    return deployment(serve.ingress()(Replica)).bind(checkpoint, {**settings.model_dump(), "state_dir": str(state)})
 
 
 class Replica:
-    """A Recommender behind the routes. Torch runs in one thread of its own, so the event loop never waits for it."""
+    """A Recommender behind the routes, with the live events of users, and answers that are remembered.
+
+    Torch runs in one thread of its own, so the event loop never waits for it.
+    """
 
     def __init__(self, checkpoint: str, settings: dict[str, Any]):
         self.settings = ServeConfig.model_validate(settings)
@@ -79,24 +97,55 @@ class Replica:
         self._batcher = Batcher(
             self.recommender.recommend, self._thread, self.settings.max_batch_size, self.settings.batch_wait_s
         )
+        run = self.recommender.config.name
+        redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
+        self._sessions = open_sessions(self.settings, run, redis)
+        cached = int(self.settings.cache_mb * 2**20)
+        self._cache = Cache(cached, self.settings.cache_ttl_s, redis if cached else None, run)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S)
 
-    async def recommend(self, request: Request) -> Answer:
-        return await self._batcher.answer(request)
+    async def recommend(self, request: Request) -> bytes:
+        row, degraded = await self._row(request.user_id)
 
-    async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
-        return await self._in_thread(self.recommender.score, request, candidates)
+        async def answer() -> bytes:
+            found = await self._batcher.answer(replace(request, live=live_events(row)))
+            return as_json(recommend_values(self.model_version, found, degraded))
+
+        return await self._cache.get(digest(self.model_version, request, row, degraded), answer)
+
+    async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
+        row, degraded = await self._row(request.user_id)
+        scored = await self._in_thread(self.recommender.score, replace(request, live=live_events(row)), candidates)
+        return as_json(score_values(self.model_version, *scored, degraded))
 
     async def similar(self, item_id: str, k: int) -> list[Recommended]:
         return await self._in_thread(self.recommender.similar, item_id, k)
 
-    async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
-        return await self._in_thread(self.recommender.history, user_id, limit)
+    async def history(self, user_id: str, limit: int) -> bytes:
+        row, degraded = await self._row(user_id)
+        try:
+            events = await self._in_thread(self.recommender.history, user_id, limit, live_events(row))
+        except RequestError:  # nobody the model knows, but perhaps one with live events
+            if not degraded:
+                raise
+            events = []
+        return as_json(history_values(user_id, events, degraded))
+
+    async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes:
+        unknown = await self._in_thread(self.recommender.unknown_items, [event.event() for event in events])
+        return as_json(events_values(user_id, unknown, await self._sessions.append(user_id, events)))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         return await self._in_thread(self.recommender.users, prefix, limit)
+
+    async def _row(self, user_id: str | None) -> tuple[str, bool]:
+        """A user's live events, and whether they could not be read: an answer without them is better than none."""
+        try:
+            return "" if user_id is None else await self._sessions.read(user_id), False
+        except StateUnavailable:
+            return "", True
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)

@@ -10,19 +10,22 @@ import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from mvrec_core.errors import nearest
 from mvrec_core.explanations import Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
-from mvrec_core.requests import Candidate, Event, Request
+from mvrec_core.requests import MICROSECONDS, Candidate, Event, Request
+from serve.sessions import Appended, LiveEvent
 
 MAX_CANDIDATES = 1000
+MAX_LIVE_EVENTS = 1000  # that one call may append
+LONGEST_ID, LONGEST_EVENT = 256, 2000  # characters of what is kept, as JSON
 MAX_REASONS = 5  # events of an explanation
 EXPECTED = {  # by the beginning of pydantic's name of an error
     "int": "an integer",
@@ -177,6 +180,49 @@ class ScoreBody(UserBody):
         return Request(user_id=self.user_id, events=self._events(), now=self.now), candidates
 
 
+class LiveEventBody(EventBody):
+    event_id: Id | None = Field(None, description="your name of the event; a user's second event of a name is dropped")
+
+    @model_validator(mode="after")
+    def _is_short(self) -> LiveEventBody:
+        size = len(json.dumps([self.item_id, self.event_id, self.model_extra], default=str))
+        if size > LONGEST_EVENT:
+            raise ValueError(f"expected an event of at most {LONGEST_EVENT} characters as JSON, found {size}")
+        return self
+
+
+class EventsBody(Strict):
+    """What a user has just done; the next recommendation rests on it."""
+
+    user_id: Id
+    events: tuple[LiveEventBody, ...] = Field(
+        min_length=1, max_length=MAX_LIVE_EVENTS, description="one without timestamp happens now"
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"user_id": "196", "events": [{"item_id": "50", "rating": 5}]}]}
+    )
+
+    @field_validator("user_id")
+    @classmethod
+    def _is_short(cls, user_id: str) -> str:
+        if len(user_id) > LONGEST_ID:
+            raise ValueError(f"expected at most {LONGEST_ID} characters, found {len(user_id)}")
+        return user_id
+
+    def live_events(self, now: float) -> list[LiveEvent]:
+        """Those without a time happen now, a microsecond after each other: two that are alike are not the same."""
+        return [
+            LiveEvent(
+                event.item_id,
+                now + place / MICROSECONDS if event.timestamp is None else event.timestamp,
+                dict(event.model_extra or {}),
+                event.event_id,
+            )
+            for place, event in enumerate(self.events)
+        ]
+
+
 class EventReason(BaseModel):
     """What an event of the history adds to the score of an item."""
 
@@ -201,7 +247,13 @@ class ItemAnswer(BaseModel):
     ranks: dict[str, int] | None = Field(None, description="the rank of the item if that view were not there")
 
 
-class RecommendAnswer(BaseModel):
+class LiveAnswer(BaseModel):
+    """An answer about a user whose live events count."""
+
+    degraded: bool = Field(False, description="true: live events could not be read, and the answer is without them")
+
+
+class RecommendAnswer(LiveAnswer):
     model_version: str
     rung: str = Field(description="what the answer rests on: history, profile, popularity")
     items: list[ItemAnswer]
@@ -215,7 +267,7 @@ class CandidateAnswer(BaseModel):
     probability: float | None = Field(description="sigmoid of the score")
 
 
-class ScoreAnswer(BaseModel):
+class ScoreAnswer(LiveAnswer):
     model_version: str
     rung: str
     candidates: list[CandidateAnswer] = Field(description="in the order of the request")
@@ -232,11 +284,20 @@ class HistoryEvent(BaseModel):
     item_id: str
     display: str | None
     timestamp: float | None = Field(description="Unix seconds")
+    live: bool = Field(description="it came by /v1/events, after the model was trained")
 
 
-class HistoryAnswer(BaseModel):
+class HistoryAnswer(LiveAnswer):
     user_id: str
     events: list[HistoryEvent] = Field(description="newest first")
+
+
+class EventsAnswer(BaseModel):
+    user_id: str
+    accepted: int = Field(description="events that are new")
+    duplicates: int = Field(description="events that were there already")
+    unknown_items: int = Field(description="events of items that the catalogue lacks; they are kept")
+    live_events: int = Field(description="how many are kept of the user now")
 
 
 class UsersAnswer(BaseModel):
@@ -277,18 +338,48 @@ def reason_values(why: Explanation) -> dict[str, Any]:
     }
 
 
-def recommend_values(model_version: str, answer: Answer) -> dict[str, Any]:
+def recommend_values(model_version: str, answer: Answer, degraded: bool = False) -> dict[str, Any]:
     """A RecommendAnswer as plain values."""
     views = {} if answer.views is None else {"views": answer.views}
     items = [item_values(item) for item in answer.items]
     values = {"model_version": model_version, "rung": answer.rung, "items": items}
-    return {**values, "unknown_items": answer.unknown_items, **views}
+    return {**values, "unknown_items": answer.unknown_items, **views, **degraded_values(degraded)}
 
 
-def score_values(model_version: str, rung: str, scored: Sequence[Scored], unknown_items: int) -> dict[str, Any]:
+def score_values(
+    model_version: str, rung: str, scored: Sequence[Scored], unknown_items: int, degraded: bool = False
+) -> dict[str, Any]:
     """A ScoreAnswer as plain values."""
     each = [{"item_id": one.item_id, "score": one.score, "probability": one.probability} for one in scored]
-    return {"model_version": model_version, "rung": rung, "candidates": each, "unknown_items": unknown_items}
+    values = {"model_version": model_version, "rung": rung, "candidates": each, "unknown_items": unknown_items}
+    return values | degraded_values(degraded)
+
+
+def history_values(user_id: str, events: Sequence[Mapping[str, Any]], degraded: bool = False) -> dict[str, Any]:
+    """A HistoryAnswer as plain values."""
+    return {"user_id": user_id, "events": events, **degraded_values(degraded)}
+
+
+def events_values(user_id: str, unknown_items: int, appended: Appended) -> dict[str, Any]:
+    """An EventsAnswer as plain values."""
+    return {
+        "user_id": user_id,
+        "accepted": appended.accepted,
+        "duplicates": appended.duplicates,
+        "unknown_items": unknown_items,
+        "live_events": appended.live,
+    }
+
+
+def degraded_values(degraded: bool) -> dict[str, Any]:
+    """The key of a LiveAnswer, where it says something."""
+    return {"degraded": True} if degraded else {}
+
+
+def as_json(values: Any) -> bytes:
+    """Compact UTF-8, not escaped; half a surrogate pair, which JSON can smuggle in, becomes a question mark."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", errors="replace")
 
 
 def error_values(code: str, message: str, field: str | None = None) -> dict[str, Any]:

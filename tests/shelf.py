@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
-from typing import Any
 
-from mvrec_core.errors import RequestError
+from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Request
+from serve.schema import as_json, events_values, history_values, recommend_values, score_values
+from serve.sessions import LiveEvent, joined
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
 WHY = Explanation(
@@ -33,8 +35,10 @@ class Shelf:
     def __init__(self) -> None:
         self.request: Request | None = None
         self.delay_s = 0.0
+        self.rows: dict[str, str] = {}
+        self.away = False  # the store of live events
 
-    async def recommend(self, request: Request) -> Answer:
+    async def recommend(self, request: Request) -> bytes:
         self.request = request
         await asyncio.sleep(self.delay_s)
         if request.k > self.n_items:
@@ -44,16 +48,16 @@ class Shelf:
         why = WHY if request.explain else None
         items = [Recommended(item, 3.0 - place, place + 1, TITLES[item], why) for place, item in enumerate(TITLES)]
         unknown = sum(event.item_id not in TITLES for event in request.events)
-        return Answer(
-            "history" if request.user_id == "ann" else "popularity", items[: request.k], unknown, why and why.views
-        )
+        rung = "history" if request.user_id == "ann" or request.user_id in self.rows else "popularity"
+        answer = Answer(rung, items[: request.k], unknown, why and why.views)
+        return as_json(recommend_values(self.model_version, answer, self.away))
 
-    async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
+    async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
         self.request = request
         known = [one.item_id is None or one.item_id in TITLES for one in candidates]
         pairs = zip(candidates, known, strict=True)
         scored = [Scored(one.item_id, 0.0 if found else None, 0.5 if found else None) for one, found in pairs]
-        return "history", scored, known.count(False)
+        return as_json(score_values(self.model_version, "history", scored, known.count(False), self.away))
 
     async def similar(self, item_id: str, k: int) -> list[Recommended]:
         if item_id not in TITLES:
@@ -61,10 +65,20 @@ class Shelf:
         others = [item for item in TITLES if item != item_id][:k]
         return [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
 
-    async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
-        if user_id != "ann":
+    async def history(self, user_id: str, limit: int) -> bytes:
+        if user_id != "ann" and user_id not in self.rows:
             raise RequestError(f"user '{user_id}' is not known", "user_id", status=404)
-        return [{"item_id": "b", "display": TITLES["b"], "timestamp": 881250949.0}][:limit]
+        events = [("b", 881250949.0, False)] if user_id == "ann" else []
+        events += [(item, time, True) for item, time, *_ in json.loads(self.rows.get(user_id, "[]"))]
+        keys = ("item_id", "timestamp", "live")
+        newest = [{"display": TITLES.get(one[0])} | dict(zip(keys, one, strict=True)) for one in events[::-1]]
+        return as_json(history_values(user_id, newest[:limit], self.away))
+
+    async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes:
+        if self.away:
+            raise StateUnavailable("the shelf is locked")
+        self.rows[user_id], appended = joined(self.rows.get(user_id, ""), events, 200)
+        return as_json(events_values(user_id, sum(one.item_id not in TITLES for one in events), appended))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         return [user for user in ("ann", "安") if user.startswith(prefix)][:limit]

@@ -96,6 +96,50 @@ def test_unknown_items_of_the_request_are_counted(ask):
     assert ask("ghost").unknown_items == 0  # its stored event is not the request's
 
 
+# live events
+
+
+def test_live_events_are_those_between_the_stored_and_the_request(ask):
+    live = (Event("i30", DEC_1, {"rating": 4}), Event("no such item", DEC_1 + 1))
+    last = Event("i31", DEC_1 + 2)
+    assert ids(ask("u003", live=live, k=9)) == ids(ask("u003", live, k=9)) != ids(ask("u003", k=9))
+    assert ids(ask("u003", (last,), live=live, k=9)) == ids(ask("u003", (*live, last), k=9))
+    assert ask("u003", (last, Event("没有")), live=live).unknown_items == 1  # of the request alone
+
+
+def test_live_events_make_a_stranger_known(ask):
+    answer = ask("陌生人", live=(Event("i30", DEC_1),), k=40)
+    assert answer.rung == "history" and "i30" not in ids(answer)
+    assert ids(answer) == ids(ask(None, (Event("i30", DEC_1),), k=40))
+
+
+def test_what_a_newer_model_has_learnt_is_not_live_any_more(ask, plain_recommender):
+    stored = [row for row in tiny.event_rows() if row["user_id"] == "u003"]
+    learnt = tuple(Event(row["item_id"], float(row["timestamp"])) for row in stored[-2:])
+    new = Event("i30", DEC_1)
+    assert ask("u003", live=(*learnt, new), k=9) == ask("u003", live=(new,), k=9)
+    history = plain_recommender.history("u003", 100, (*learnt, new))
+    assert [(e["item_id"], e["live"]) for e in history[:2]] == [("i30", True), (stored[-1]["item_id"], False)]
+    assert len(history) == len(stored) + 1
+
+
+def test_live_events_that_this_model_cannot_read_are_left_out(ask, plain_recommender):
+    good, bad = Event("i30", DEC_1), Event("i31", DEC_1 + 1, {"rating": "十分"})
+    assert ask("u003", live=(good, bad), k=9) == ask("u003", live=(good,), k=9)
+    with pytest.raises(RequestError, match="'rating': expected a number"):
+        plain_recommender.unknown_items([good, bad])
+    assert plain_recommender.unknown_items([good, Event("没有")]) == 1
+
+
+def test_score_and_history_know_live_events(plain_recommender):
+    live = (Event("i30", DEC_1),)
+    request, candidates = Request("陌生人", live=live), [Candidate("i31")]
+    assert plain_recommender.score(request, candidates)[0] == "history"
+    assert plain_recommender.history("陌生人", 5, live) == [
+        {"item_id": "i30", "display": "film number 30", "timestamp": DEC_1, "live": True}
+    ]
+
+
 # filters
 
 
@@ -255,7 +299,7 @@ def test_a_history_is_newest_first(plain_recommender):
         (row["item_id"], float(row["timestamp"])) for row in rows[::-1][:4]
     ]
     assert plain_recommender.history("ghost", 9) == [
-        {"item_id": "gone", "display": None, "timestamp": float(tiny.START)}
+        {"item_id": "gone", "display": None, "timestamp": float(tiny.START), "live": False}
     ]
     with pytest.raises(RequestError, match="'x' is not known"):
         plain_recommender.history("x", 3)

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -20,6 +22,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
+from redis_server import RedisServer, needs_redis
 
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
@@ -69,10 +72,10 @@ class Service:
                 return line
 
 
-def start(checkpoint: Path) -> Service:
+def start(checkpoint: Path, *more: str) -> Service:
     port = free_port()
     process = subprocess.Popen(
-        command(checkpoint, "--port", str(port), "--threads", "1", "--max-replicas", "1"),
+        command(checkpoint, "--port", str(port), "--threads", "1", *(more or ("--max-replicas", "1"))),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -84,9 +87,16 @@ def start(checkpoint: Path) -> Service:
     return Service(process, f"http://127.0.0.1:{port}", lines)
 
 
-@pytest.fixture(scope="module")
-def service(checkpoint: Path) -> Iterator[Service]:
-    started = start(checkpoint)
+def wait_until(true: Callable[[], object], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(checkpoint: Path, *more: str) -> Iterator[Service]:
+    started = start(checkpoint, *more)
     try:
         started.wait_for("Ready: ", START_WITHIN_S)
         yield started
@@ -96,6 +106,12 @@ def service(checkpoint: Path) -> Iterator[Service]:
         if started.process.poll() is None:
             started.process.send_signal(signal.SIGTERM)
             started.process.wait(STOP_WITHIN_S)
+
+
+@pytest.fixture(scope="module")
+def service(checkpoint: Path) -> Iterator[Service]:
+    with running(checkpoint) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +188,15 @@ def test_history_is_newest_first(client, user):
 
 
 @pytest.mark.ray
+def test_an_event_changes_the_next_answer_and_is_kept_beside_the_checkpoint(client, checkpoint):
+    event = {"item_id": "i03", "timestamp": "2026-01-01", "event_id": 1}
+    assert client.post("/v1/events", json={"user_id": "新用户", "events": [event]}).json()["live_events"] == 1
+    answer = client.post("/v1/recommend", json={"user_id": "新用户", "k": 39}).json()
+    assert answer["rung"] == "history" and "i03" not in [item["item_id"] for item in answer["items"]]
+    assert (checkpoint.parent / "state" / "live.sqlite3").is_file()
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -224,6 +249,59 @@ def test_a_damaged_checkpoint_is_one_sentence(checkpoint, tmp_path):
     weights[-1] ^= 1
     (damaged / "model.safetensors").write_bytes(weights)
     assert "model.safetensors" in refused(damaged, "--port", str(free_port()))
+
+
+@pytest.mark.ray
+@needs_redis
+def test_redis_goes_and_comes_back_under_two_replicas(checkpoint, tmp_path):
+    redis = RedisServer(tmp_path)
+    options = ("--min-replicas", "2", "--max-replicas", "2", "--redis-url", redis.url)
+    stop, answers, refusals = threading.Event(), [], []
+
+    def ask(service: Service) -> None:
+        with httpx.Client(base_url=service.url, timeout=30) as asking:
+            while not stop.is_set():
+                answers.append(asking.post("/v1/recommend", json={"user_id": "u003", "k": 3}))
+
+    def append(service: Service, user: str) -> httpx.Response:
+        events = [{"item_id": f"i{n:02d}"} for n in range(10)]
+        response = httpx.post(f"{service.url}/v1/events", json={"user_id": user, "events": events}, timeout=30)
+        if response.status_code != 200:
+            refusals.append(response)
+        return response
+
+    def rungs(service: Service, user: str) -> set[str]:
+        """Of requests at the same time, so that both replicas have some; each differs, so that no cache answers."""
+
+        def one(k: int) -> str:
+            body = {"user_id": user, "k": k}
+            return httpx.post(f"{service.url}/v1/recommend", json=body, timeout=30).json()["rung"]
+
+        with ThreadPoolExecutor(8) as pool:
+            return set(pool.map(one, range(1, 25)))
+
+    try:
+        with running(checkpoint, *options) as service, ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(ask, service) for _ in range(2)]
+            try:
+                assert rungs(service, "甲") == {"popularity"}
+                assert append(service, "甲").status_code == 200
+                assert rungs(service, "甲") == {"history"}
+                redis.kill()
+                wait_until(lambda: answers[-1].json().get("degraded"))
+                assert append(service, "乙").json()["error"]["code"] == "state_unavailable"
+                redis.start()
+                wait_until(lambda: append(service, "乙").status_code == 200)
+                wait_until(lambda: rungs(service, "乙") == {"history"})
+            finally:
+                stop.set()
+            for one in asking:
+                one.result(30)
+    finally:
+        redis.kill()
+    assert len(answers) > 50 and {response.status_code for response in answers} == {200}
+    assert "degraded" not in answers[0].json() and "degraded" not in answers[-1].json()
+    assert {response.status_code for response in refusals} == {503}
 
 
 @pytest.mark.ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -146,11 +147,52 @@ def test_similar_users_and_history(client):
     assert client.get("/v1/users", params={"prefix": "安"}).json() == {"users": ["安"]}
     assert client.get("/v1/users/ann/history").json() == {
         "user_id": "ann",
-        "events": [{"item_id": "b", "display": "المومياء", "timestamp": 881250949.0}],
+        "events": [{"item_id": "b", "display": "المومياء", "timestamp": 881250949.0, "live": False}],
     }
     assert error(client.get("/v1/similar/zz")) == (404, "not_found", "item_id")
     assert error(client.get("/v1/similar/x%2Fy")) == (404, "not_found", "item_id")  # an id may hold a slash
     assert error(client.get("/v1/users/bob/history")) == (404, "not_found", "user_id")
+
+
+def test_live_events(client):
+    timed = {"item_id": "a", "timestamp": 5, "rating": 4, "event_id": 7}
+    body = {"user_id": "安", "events": [timed, {"item_id": "甲"}]}
+    answer = client.post("/v1/events", json=body).json()
+    assert answer == {"user_id": "安", "accepted": 2, "duplicates": 0, "unknown_items": 1, "live_events": 2}
+    again = client.post("/v1/events", json=body).json()  # what has neither a time nor a name happens a second time
+    assert again == answer | {"accepted": 1, "duplicates": 1, "live_events": 3}
+    newest, *_, oldest = client.get("/v1/users/安/history").json()["events"]
+    assert (newest["item_id"], newest["live"], abs(newest["timestamp"] - time.time()) < 60) == ("甲", True, True)
+    assert oldest == {"item_id": "a", "display": "霸王别姬", "timestamp": 5.0, "live": True}
+
+
+def test_without_the_store_answers_are_degraded_and_events_refused(client, shelf):
+    assert "degraded" not in client.post("/v1/recommend", json={"user_id": "ann", "k": 1}).json()
+    shelf.away = True
+    assert client.post("/v1/recommend", json={"user_id": "ann", "k": 1}).json()["degraded"] is True
+    assert client.post("/v1/score", json={"candidates": [{"item_id": "a"}]}).json()["degraded"] is True
+    assert client.get("/v1/users/ann/history").json()["degraded"] is True
+    response = client.post("/v1/events", json={"user_id": "ann", "events": [{"item_id": "a"}]})
+    assert error(response) == (503, "state_unavailable", None) and response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"events": [{"item_id": "a"}]}, "user_id", "'user_id' is missing"),
+        ({"user_id": "u"}, "events", "'events' is missing"),
+        ({"user_id": "u", "events": []}, "events", "'events': expected at least 1 entries, found 0"),
+        ({"user_id": "u", "events": [{"item_id": "a"}] * 1001}, "events", "'events': expected at most 1000 entries"),
+        ({"user_id": "u", "events": [{"item": "a"}]}, "events.0.item_id", "'events.0.item_id' is missing"),
+        ({"user_id": "u" * 257, "events": [{"item_id": "a"}]}, "user_id", "'user_id': expected at most 256 characters"),
+        ({"user_id": "u", "events": [{"item_id": "x" * 2000}]}, "events.0", "'events.0': expected an event of at most"),
+        ({"user_id": "u", "events": [{"item_id": "a"}], "evens": 1}, "evens", "unknown key 'evens'; did you mean"),
+    ],
+)
+def test_mistakes_in_live_events(client, body, field, message):
+    response = client.post("/v1/events", json=body)
+    assert error(response) == (422, "invalid_request", field)
+    assert response.json()["error"]["message"].startswith(message)
 
 
 def test_health(client):

@@ -6,7 +6,7 @@ const HISTORY = 50;
 let language = localStorage.getItem("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
 let asked = null; // the request under way, to be dropped when another follows
 let largest = Infinity; // k: the size of the catalogue
-let shown = null; // {answer, events} on the page, to be shown again in the other language
+let shown = null; // {answer, events, user} on the page, to be shown again in the other language
 
 const words = () => WORDS[language];
 
@@ -30,6 +30,10 @@ async function call(path, options) {
   return body;
 }
 
+function post(body, signal) {
+  return { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" }, signal };
+}
+
 async function ask() {
   asked?.abort();
   asked = new AbortController();
@@ -40,17 +44,19 @@ async function ask() {
   $("status").textContent = words().loading;
   $("status").classList.remove("wrong");
   try {
-    const post = { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" }, signal };
-    const [answer, events] = await Promise.all([call("/v1/recommend", post), past(user, signal)]);
-    shown = { answer, events };
+    const [answer, events] = await Promise.all([call("/v1/recommend", post(body, signal)), past(user, signal)]);
+    shown = { answer, events, user };
     $("status").textContent = "";
     window.history.replaceState(null, "", user ? `?user=${encodeURIComponent(user)}` : "/");
     show();
   } catch (error) {
-    if (error.name === "AbortError") return;
-    $("status").textContent = error.status ? error.message : words().failed + error.message;
-    $("status").classList.add("wrong");
+    if (error.name !== "AbortError") fail(error);
   }
+}
+
+function fail(error) {
+  $("status").textContent = error.status ? error.message : words().failed + error.message;
+  $("status").classList.add("wrong");
 }
 
 async function past(user, signal) {
@@ -68,7 +74,7 @@ function show() {
   const { answer, events } = shown;
   const views = [...new Set(answer.items.flatMap((item) => Object.keys(item.views || {})))].sort();
   $("rung").hidden = false;
-  $("rung").textContent = words().rungs[answer.rung] || answer.rung;
+  $("rung").textContent = (words().rungs[answer.rung] || answer.rung) + (answer.degraded ? ` ${words().degraded}` : "");
   $("rung").dataset.rung = answer.rung;
   $("version").textContent = answer.model_version;
   showLegend(views);
@@ -93,7 +99,7 @@ function recommended(item, views) {
   const row = element("li", "item");
   const line = element("div", "line");
   const facts = element("span", "facts", `${words().score} ${item.score.toFixed(2)}`);
-  line.append(element("span", "rank", String(item.rank)), title(item), facts, similarButton(item, row));
+  line.append(element("span", "rank", String(item.rank)), title(item), facts, addButton(item), similarButton(item, row));
   row.append(line);
   if (item.views) row.append(bar(item.views, views));
   return row;
@@ -113,8 +119,27 @@ function bar(weights, views) {
   return made;
 }
 
+// What the service hears of a user counts at once: the list and the history are asked for again.
+function addButton(item) {
+  const button = element("button", "small", words().add);
+  button.type = "button";
+  button.hidden = !shown.user;
+  button.setAttribute("aria-label", `${words().add}: ${item.display || item.item_id}`);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      await call("/v1/events", post({ user_id: shown.user, events: [{ item_id: item.item_id }] }));
+      await ask();
+    } catch (error) {
+      fail(error);
+      button.disabled = false;
+    }
+  });
+  return button;
+}
+
 function similarButton(item, row) {
-  const button = element("button", "similar", words().similar);
+  const button = element("button", "small similar", words().similar);
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
   button.addEventListener("click", async () => {
@@ -140,6 +165,7 @@ function similarButton(item, row) {
 function happened(event) {
   const row = element("li");
   row.append(title(event));
+  if (event.live) row.append(element("span", "facts live", words().live));
   if (event.timestamp !== null) {
     const date = new Date(1000 * event.timestamp);
     const day = { year: "numeric", month: "short", day: "numeric" };

@@ -19,6 +19,9 @@ const WORDS = {
     failed: "The service did not answer: ",
     score: "score",
     similar: "Similar",
+    add: "Add",
+    live: "live",
+    degraded: "What the user did of late cannot be read now.",
     weights: "Weights of the views",
     legend: "What an item is judged by:",
     rungs: {
@@ -45,6 +48,9 @@ const WORDS = {
     failed: "服务没有回应：",
     score: "得分",
     similar: "相似物品",
+    add: "加入",
+    live: "实时",
+    degraded: "暂时无法读取该用户的最新行为。",
     weights: "各视图的权重",
     legend: "物品依据以下视图评判：",
     rungs: {

@@ -1,0 +1,113 @@
+"""Replicas with a real model and a real store behind the routes, in one process and without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import tiny
+from redis_server import RedisServer, needs_redis
+from starlette.testclient import TestClient
+
+from mvrec_core.config import ServeConfig
+from mvrec_core.requests import Event, Request
+from serve.api import create_api
+from serve.app import Replica
+
+LATER = 60.0 + max(float(row["timestamp"]) for row in tiny.event_rows() if row["user_id"] == "u003")
+
+
+@pytest.fixture
+def replicas(plain_checkpoint, tmp_path) -> Iterator[list[TestClient]]:
+    """Two, over one file."""
+    with ExitStack() as stack:
+        yield [started(stack, plain_checkpoint, state_dir=str(tmp_path / "state")) for _ in range(2)]
+
+
+def started(stack: ExitStack, checkpoint, **settings) -> TestClient:
+    replica = Replica(str(checkpoint), ServeConfig(**settings).model_dump())
+    client = stack.enter_context(TestClient(create_api(replica, 64, 10.0), raise_server_exceptions=False))
+    client.replica = replica
+    return client
+
+
+def recommend(client: TestClient, **body) -> dict:
+    response = client.post("/v1/recommend", json=body)
+    assert response.status_code == 200
+    return response.json()
+
+
+def ids(answer: dict) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+@pytest.mark.parametrize("user", ["u003", "陌生人"])
+def test_the_very_next_answer_rests_on_an_event_whoever_gives_it(replicas, plain_recommender, user):
+    before = [recommend(client, user_id=user, k=40) for client in replicas]
+    assert before[0] == before[1] and "i30" in ids(before[0])
+    event = {"item_id": "i30", "timestamp": 2e9, "rating": 5}
+    appended = replicas[0].post("/v1/events", json={"user_id": user, "events": [event]}).json()
+    assert (appended["accepted"], appended["live_events"]) == (1, 1)
+    expected = plain_recommender.recommend([Request(user, live=(Event("i30", 2e9, {"rating": 5}),), k=40)])[0]
+    for client in replicas:
+        after = recommend(client, user_id=user, k=40)
+        assert ids(after) == [item.item_id for item in expected.items] and "i30" not in ids(after)
+        assert (after["rung"], after["unknown_items"]) == ("history", 0)
+        newest = client.get(f"/v1/users/{user}/history").json()["events"][0]
+        assert newest == {"item_id": "i30", "display": "film number 30", "timestamp": 2e9, "live": True}
+
+
+def test_an_answer_is_computed_once_until_an_event_comes(replicas):
+    client, asked = replicas[0], []
+    answer = client.replica._batcher.recommend
+    client.replica._batcher.recommend = lambda requests: asked.extend(requests) or answer(requests)
+    first = recommend(client, user_id="u003", k=3, explain=True, now=LATER)
+    assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) == first and len(asked) == 1
+    assert recommend(client, user_id="u003", k=3, explain=True, now=LATER + 40_000) != first and len(asked) == 2
+    replicas[1].post("/v1/events", json={"user_id": "u003", "events": [{"item_id": "i30"}]})
+    assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) != first and len(asked) == 3
+    assert client.post("/v1/recommend", json={"user_id": "u003", "k": 0}).status_code == 422
+
+
+def test_events_are_checked_as_those_of_a_request_are(replicas):
+    event = {"item_id": "i30", "rating": "十分"}
+    refusals = [
+        replicas[0].post("/v1/events", json={"user_id": "u003", "events": [{"item_id": "i31"}, event]}),
+        replicas[0].post("/v1/recommend", json={"user_id": "u003", "events": [event]}),
+    ]
+    assert refusals[0].status_code == 422 and refusals[0].json() == refusals[1].json()
+    assert replicas[0].get("/v1/users/u003/history").json()["events"][0]["live"] is False  # none of them was taken
+    unknown = replicas[0].post("/v1/events", json={"user_id": "u003", "events": [{"item_id": "没有"}]}).json()
+    assert (unknown["accepted"], unknown["unknown_items"]) == (1, 1)
+    assert replicas[0].get("/v1/users/u003/history").json()["events"][0]["item_id"] == "没有"
+
+
+@needs_redis
+def test_without_redis_answers_are_degraded_until_it_is_back(plain_checkpoint, tmp_path):
+    server = RedisServer(tmp_path)
+    event = {"user_id": "陌生人", "events": [{"item_id": "i30"}]}
+    try:
+        with ExitStack() as stack:
+            one, other = (started(stack, plain_checkpoint, redis_url=server.url) for _ in range(2))
+            assert one.post("/v1/events", json=event).json()["accepted"] == 1
+            assert recommend(other, user_id="陌生人")["rung"] == "history"
+            server.kill()
+            for _ in range(5):
+                answer = recommend(other, user_id="陌生人", k=3)
+                assert (answer["degraded"], answer["rung"], len(answer["items"])) == (True, "popularity", 3)
+            assert "degraded" not in recommend(other, events=[{"item_id": "i30"}])  # it needs no store
+            assert other.get("/v1/users/陌生人/history").json() == {"user_id": "陌生人", "events": [], "degraded": True}
+            refused = other.post("/v1/events", json=event)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json()["error"]["code"] == "state_unavailable"
+            server.start()
+            deadline = time.monotonic() + 10
+            while other.post("/v1/events", json=event).status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            answer = recommend(other, user_id="陌生人", k=3)
+            assert answer["rung"] == "history" and "degraded" not in answer
+    finally:
+        server.kill()
