@@ -5,6 +5,7 @@ Shapes: B examples, L steps of the longest, T = L + 1 outputs (the first knows j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -40,13 +41,20 @@ class Batch:
     user: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> Batch:
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            moved[field.name] = (
-                {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
-            )
-        return Batch(**moved)
+        """On a GPU the copy of what is pinned goes on while other work is done."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU can read by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        changed: dict[str, Any] = {
+            name: {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
+            for name, value in values
+        }
+        return Batch(**changed)
 
 
 def collate(histories: Histories, examples: Examples, kind: str | None = None) -> Batch:

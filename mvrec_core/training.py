@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mvrec_core.averaging import Average
-from mvrec_core.batch import collate
+from mvrec_core.batch import Batch, collate
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
@@ -22,6 +22,7 @@ from mvrec_core.features import MISSING_TIME
 from mvrec_core.metrics import RankingSums, Ranks, ranks
 from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
+from mvrec_core.prefetch import ahead
 from mvrec_core.resume import State, States, Tensors
 from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
 from mvrec_core.shards import Shards
@@ -154,8 +155,8 @@ def _train_epoch(
 ) -> None:
     """From where training stands to the end of its epoch."""
     model, config, settings = learner.model, learner.config, learner.config.train
-    kind = settings.weights.view if settings.weights is not None else None
     model.train()
+    on_gpu = torch.device(workers.device).type == "cuda"  # a CPU that trains has no time to spare for the next batch
     generator = torch.Generator()
     total = torch.tensor([at.loss, at.targets], dtype=torch.float64, device=workers.device)
     if workers.rank > 0:
@@ -169,12 +170,11 @@ def _train_epoch(
             raise _too_few(len(examples), config, workers)
         batches = epoch_batches(examples, settings.batch_size, [*seed, 1], workers)
         done = at.batch if shard == at.shard else 0
-        for number, rows in enumerate(batches[done:], done + 1):
+        read = _read(histories, examples, batches[done:], config, on_gpu)
+        for number, parts in enumerate(ahead(read) if on_gpu else read, done + 1):
             _seed([config.seed, purpose, at.step, workers.rank], generator)
-            parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
-            for place, part in enumerate(parts):
-                batch = collate(histories, examples[part], kind).to(workers.device)
-                share = rows.share(examples, part)
+            for place, (batch, share) in enumerate(parts):
+                batch = batch.to(workers.device)
                 with _synchronised(parallel, place == len(parts) - 1):
                     with autocast(config, workers.device):
                         loss = parallel(batch, generator) * share
@@ -191,6 +191,18 @@ def _train_epoch(
                 there = replace(at, shard=shard, batch=number, loss=loss_sum, targets=targets)
                 states.save(at.step, learner.state(there, best, workers), workers)
     at.loss, at.targets = workers.add(total).tolist()
+
+
+def _read(
+    histories: Histories, examples: Examples, batches: Sequence[Rows], config: Config, pinned: bool
+) -> Iterator[list[tuple[Batch, float]]]:
+    """The parts of this worker's share of each batch, and what the mean loss of each counts."""
+    settings = config.train
+    kind = settings.weights.view if settings.weights is not None else None
+    for rows in batches:
+        parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
+        read = ((collate(histories, examples[part], kind), rows.share(examples, part)) for part in parts)
+        yield [(batch.pinned() if pinned else batch, share) for batch, share in read]
 
 
 def _seed(seed: Sequence[int], generator: torch.Generator) -> None:

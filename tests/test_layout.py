@@ -34,6 +34,7 @@ ORDER = (
     "model",
     "checkpoint",
     "workers",
+    "prefetch",
     "averaging",
     "resume",
     "training",
