@@ -363,12 +363,13 @@ class Rows:
 
 def epoch_batches(examples: Examples, batch_size: int, seed: Sequence[int], workers: Workers) -> list[Rows]:
     """The batches of a shard, each window in one of them. Windows of a like length stand together, so padding is
-    little; a batch has at least batch_size windows where there are so many, so every worker has a part of each, and
-    batches do not depend on the number of workers."""
+    little. A batch has batch_size windows, that of the shortest ones what is over besides: so every worker has a part
+    of each, batches do not depend on the number of workers, and their shapes are few, as in batch.rounded."""
     draw = np.random.default_rng(seed)
     length = examples.limit - examples.start
     order = np.argsort(length * draw.uniform(0.9, 1.1, len(length)), kind="stable")
-    batches = np.array_split(order, max(1, len(order) // batch_size))
+    count = max(1, len(order) // batch_size)
+    batches = np.split(order, len(order) - batch_size * np.arange(count - 1, 0, -1))
     places = draw.permutation(len(batches))
     return [Rows(batches[p], batches[p][workers.rank :: workers.size], workers.size) for p in places]
 
