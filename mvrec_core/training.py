@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvrec_core.batch import collate
-from mvrec_core.catalog import FIRST
+from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import MISSING_TIME
@@ -54,6 +54,12 @@ class Epoch:
     valid: RankingSums | None
     best: bool  # the best validation so far
     last: bool
+    step: int  # of the optimiser, since training began
+    lr: float  # of the last step, for the model's matrices
+    throughput: float  # targets a second in training, without validation
+    padding: float  # share of the steps in the batches that were none
+    gradient_norm: float  # mean over the steps, before clipping
+    view_weights: dict[str, float] | None  # mean over the steps of some users; None where nobody has a validation event
 
 
 def fit(
@@ -87,11 +93,11 @@ def fit(
     kind = settings.weights.view if settings.weights is not None else None
     parallel = workers.wrap(model)
     average = Average(model, settings.averaging)
-    best, stale = -1.0, 0
+    best, stale, taken = -1.0, 0, 0
     for number in range(1, epochs + 1):
         began = time.perf_counter()
         model.train()
-        total = torch.zeros(2, dtype=torch.float64)
+        total, norms = torch.zeros(4, dtype=torch.float64), []
         examples = train_examples(histories, config.model.max_len, np.random.default_rng([config.seed, number]), before)
         for mine, share in epoch_batches(examples, settings.batch_size, config.seed, number, workers):
             batch = collate(histories, examples[mine], GRAIN, kind).to(workers.device)
@@ -99,13 +105,16 @@ def fit(
                 loss = parallel(batch, generator) * share
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.0).detach())
             optimiser.step()
             schedule.step()
             average.update()
             count = int((batch.target >= FIRST).sum())
-            total += torch.tensor([float(loss.detach()) / share * count, count], dtype=torch.float64)
-        total = workers.add(total)
+            empty = int((batch.item == PAD).sum())
+            seen = [float(loss.detach()) / share * count, count, empty, batch.item.numel()]
+            total += torch.tensor(seen, dtype=torch.float64)
+        total, taken = workers.add(total), taken + len(norms)
+        trained = time.perf_counter() - began
         average.swap()
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
@@ -119,8 +128,23 @@ def fit(
             best, stale = (score, 0) if is_best else (best, stale + settings.validate_every)
         last = number == epochs or stale >= settings.patience
         seconds = time.perf_counter() - began
-        loss, targets = float(total[0] / total[1]), int(total[1])
-        yield Epoch(number, epochs, refit is not None, loss, seconds, targets, sums, is_best, last)
+        yield Epoch(
+            number=number,
+            of=epochs,
+            refit=refit is not None,
+            loss=float(total[0] / total[1]),
+            seconds=seconds,
+            targets=int(total[1]),
+            valid=sums,
+            best=is_best,
+            last=last,
+            step=taken,
+            lr=settings.lr * rate(taken - 1, steps),
+            throughput=float(total[1]) / trained,
+            padding=float(total[2] / total[3].clamp(min=1)),
+            gradient_norm=float(torch.stack(norms).mean()),
+            view_weights=view_weights(model, histories, valid[: config.evaluate.batch_size]),
+        )
         if last:
             return
         average.swap()
@@ -218,6 +242,22 @@ def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemVi
         batch = replace(batch, now=torch.full_like(batch.now, int(MISSING_TIME)))
     vectors_BTD = model.user_vectors(batch, views, batch.item)
     return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
+
+
+@torch.no_grad()
+def view_weights(model: MVRec, histories: Histories, examples: Examples) -> dict[str, float] | None:
+    """The mean weight of each item- and event-level view over all steps of the examples; None where there is none."""
+    if not len(examples):
+        return None
+    model.eval()
+    batch = collate(histories, examples, GRAIN).to(model.popularity.device)
+    rows, row_BL = batch.item.unique(return_inverse=True)
+    weight_BLK = model.step_weights(batch, model.item_views(rows), row_BL)
+    steps = int((weight_BLK.sum(-1) > 0).sum())
+    if not steps:
+        return None
+    names = (model.item_view_names + model.event_view_names)[: weight_BLK.shape[-1]]
+    return dict(zip(names, (weight_BLK.sum((0, 1)) / steps).tolist(), strict=True))
 
 
 @torch.no_grad()
