@@ -242,6 +242,9 @@ class TargetWeights(Node):
         return values
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class TrainConfig(Node):
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=1)  # users a step, over all workers
@@ -264,6 +267,7 @@ class TrainConfig(Node):
     init: Literal["scratch", "pretrained"] = "scratch"  # pretrained: from what `mvrec pretrain` left in the run
     patience: int = Field(10, ge=1)  # epochs without a better validation NDCG@10 before training stops
     validate_every: int = Field(1, ge=1)
+    trackers: tuple[Tracker, ...] = ("tensorboard",)  # where the figures of each epoch go besides curves.jsonl
 
 
 Baseline = Literal["popularity", "recent_popularity", "own_frequency", "item_knn", "als", "bpr", "content"]

@@ -10,6 +10,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
 from mvrec_core.sequences import TEST, VALID, Histories
-from pipelines import datasets
+from pipelines import datasets, trackers
 from pipelines.cluster import connect
 from pipelines.files import publish
 
@@ -39,6 +41,7 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
         raise CheckpointError(
             f"{target}: run '{config.name}' has a checkpoint already; take another name=, or --overwrite to train anew"
         )
+    trackers.check(config)
     data = datasets.load(config)
     _new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
     (config.run_dir / CURVES).write_text("", encoding="utf-8")
@@ -166,7 +169,8 @@ def _worker(settings: dict[str, Any]) -> None:
     histories = data.histories(config)
     leads = workers.rank == 0
     metrics: dict[str, Any] = {}
-    for model, epoch, done in _epochs(config, data, histories, workers):
+    epochs = _epochs(config, data, histories, workers)
+    for model, epoch, done in _tracked(config, epochs) if leads else epochs:
         valid = epoch.valid.means() if epoch.valid else {}
         if epoch.best:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
@@ -210,8 +214,18 @@ def _epochs(
         yield model, epoch, epoch.last and not config.train.refit
     if config.train.refit:
         model = _new_model(config, data, histories, before=TEST)
-        for epoch in training.fit(model, histories, config, workers, refit=chosen):
-            yield model, epoch, epoch.last
+        for again in training.fit(model, histories, config, workers, refit=chosen):
+            yield model, replace(again, step=epoch.step + again.step), again.last
+
+
+def _tracked(
+    config: Config, epochs: Iterator[tuple[MVRec, training.Epoch, bool]], begin: int = 0
+) -> Iterator[tuple[MVRec, training.Epoch, bool]]:
+    """The same epochs, whose figures go to the trackers; begin: steps done before."""
+    with trackers.tracking(config, begin, partial(_tell, config.run_dir)) as track:
+        for model, epoch, done in epochs:
+            track(epoch.step, trackers.figures(epoch))
+            yield model, epoch, done
 
 
 def _say(run: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
@@ -228,8 +242,12 @@ def _say(run: Path, epoch: training.Epoch, valid: dict[str, float]) -> None:
     shown = "  ".join(f"{name} {valid[name]:.4f}" for name in SHOWN if name in valid)
     told = f"valid {shown}" if shown else "with validation events" if epoch.refit else ""
     mark = "  best so far" if epoch.best else ""
+    _tell(run, f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}")
+
+
+def _tell(run: Path, line: str) -> None:
     with progress(run, "train").open("a", encoding="utf-8") as file:
-        file.write(f"epoch {epoch.number:3d}/{epoch.of}  loss {epoch.loss:.4f}  {told}  {epoch.seconds:.1f} s{mark}\n")
+        file.write(line + "\n")
 
 
 @contextlib.contextmanager
