@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,11 @@ SHOWN = ("HR@10", "NDCG@10", "MRR@10")
 CURVES = "curves.jsonl"  # in the run, for programs: epoch, loss, seconds, best, valid as JSON
 
 
-def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
+def train(
+    config: Config, overwrite: bool = False, log: Callable[[str], None] = print, callbacks: Sequence[Any] = ()
+) -> Path:
     """Trains on <run>/prepared and publishes the best epoch, or its refit, as <run>/checkpoint, which it
-    returns.
+    returns. callbacks: of Ray Train, which hear what each epoch reports.
 
     Raises CheckpointError where the run has a checkpoint already, ResourceError where the cluster is too small.
     """
@@ -45,11 +47,16 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
     data = datasets.load(config)
     _new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
     (config.run_dir / CURVES).write_text("", encoding="utf-8")
-    return on_workers("train", _worker, config, target, log)
+    return on_workers("train", _worker, config, target, log, callbacks)
 
 
 def on_workers(
-    verb: str, worker: Callable[[dict[str, Any]], None], config: Config, target: Path, log: Callable[[str], None]
+    verb: str,
+    worker: Callable[[dict[str, Any]], None],
+    config: Config,
+    target: Path,
+    log: Callable[[str], None],
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Runs `worker` on each of train.workers and publishes the directory that rank 0 reports at the end as `target`,
     which it returns. What rank 0 appends to <run>/<verb>.log is logged.
@@ -76,7 +83,7 @@ def on_workers(
             resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
         ),
         run_config=ray.train.RunConfig(  # a name of its own: Ray resumes a name that it has seen
-            name=f"{config.name}-{time.time_ns()}", storage_path=str(storage)
+            name=f"{config.name}-{time.time_ns()}", storage_path=str(storage), callbacks=list(callbacks)
         ),
     )
     with _shown(progress(config.run_dir, verb), log):
@@ -179,6 +186,7 @@ def _worker(settings: dict[str, Any]) -> None:
         report = {
             "epoch": epoch.number,
             "loss": epoch.loss,
+            "last": epoch.last,
             **{f"valid/{name}": value for name, value in valid.items()},
         }
         if not (done and leads):  # every rank reports equally often: report is a barrier
