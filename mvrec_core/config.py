@@ -310,46 +310,36 @@ class EvaluateConfig(Node):
     bpr: BPRConfig = BPRConfig()
 
 
-class UniformSpace(Node):
-    """Any number from low to high."""
+class Rising(Node):
+    """From low to high, both included."""
 
-    kind: Literal["uniform"]
     low: float
     high: float
 
     @model_validator(mode="after")
-    def _rises(self) -> UniformSpace:
+    def _rises(self) -> Rising:
         if not self.low < self.high:
             raise ValueError(f"expected low < high, found {self.low:g} and {self.high:g}")
         return self
 
 
-class LogUniformSpace(Node):
-    """Any number from low to high, each order of magnitude as often."""
+class UniformSpace(Rising):
+    kind: Literal["uniform"]
+
+
+class LogUniformSpace(Rising):
+    """Each order of magnitude as often."""
 
     kind: Literal["loguniform"]
     low: float = Field(gt=0)
-    high: float
-
-    @model_validator(mode="after")
-    def _rises(self) -> LogUniformSpace:
-        if not self.low < self.high:
-            raise ValueError(f"expected low < high, found {self.low:g} and {self.high:g}")
-        return self
 
 
-class WholeSpace(Node):
-    """Any whole number from low to high."""
+class WholeSpace(Rising):
+    """Whole numbers."""
 
     kind: Literal["int"]
     low: int
     high: int
-
-    @model_validator(mode="after")
-    def _rises(self) -> WholeSpace:
-        if not self.low < self.high:
-            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
-        return self
 
 
 class ChoiceSpace(Node):

@@ -34,6 +34,7 @@ class Study:
     path: Path
     config: dict[str, Any]
     trials: list[Trial] = field(default_factory=list)
+    interrupted: list[Trial] = field(default_factory=list)  # of the trials, those that begin again
 
     @staticmethod
     def open(config: Config) -> Study:
@@ -50,13 +51,14 @@ class Study:
                 raise ConfigError(
                     f"{path}: '{section}' was another when this study began; take another name=, or remove the folder"
                 )
-        return Study(path, tree, [Trial(**trial) for trial in found["trials"]])
+        trials = [Trial(**trial) for trial in found["trials"]]
+        return Study(path, tree, trials, [trial for trial in trials if trial.status == "running"])
 
     def begin(self, values: dict[str, Any]) -> Trial:
-        """The next trial: one with these values that was begun and not ended, else a new one."""
-        for trial in self.unfinished:
+        """A trial with these values: an interrupted one, else a new one."""
+        for place, trial in enumerate(self.interrupted):
             if trial.values == values:
-                return trial
+                return self.interrupted.pop(place)
         self.trials.append(Trial(f"trial-{len(self.trials):03d}", values))
         self.save()
         return self.trials[-1]
@@ -70,10 +72,6 @@ class Study:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(self.path, json.dumps(tree, indent=1, ensure_ascii=False))
-
-    @property
-    def unfinished(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.status == "running"]
 
     @property
     def ended(self) -> list[Trial]:

@@ -117,8 +117,8 @@ def _follow(name: str, config: Config, folder: Path, begin: int, points: Points,
     except Stopped:
         pass
     except Exception as error:  # whatever it is, training is worth more
-        told = (str(error) or type(error).__name__).strip().splitlines()[0]
-        say(f"{name}: {told}; going on without it")
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        say(f"{name}: {told[0]}; going on without it")
 
 
 def _tensorboard(config: Config, folder: Path, begin: int, points: Points) -> None:

@@ -98,10 +98,10 @@ class _Proposals(OptunaSearch):
 
     def __init__(self, trials: Study, space: dict[str, Space], seed: int):
         kinds = {key: _distribution(one) for key, one in space.items()}
-        again = [trial.values for trial in trials.unfinished]
+        again = [trial.values for trial in trials.interrupted]
         super().__init__(kinds, SCORE, "max", points_to_evaluate=again, seed=seed + len(trials.ended))
         for trial in trials.ended:
-            self.add_evaluated_point(trial.values, trial.score, error=trial.score is None)
+            self.add_evaluated_point(trial.values, trial.score or 0.0, error=trial.score is None)
         self.trials = trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:

@@ -100,7 +100,8 @@ def test_a_study_goes_on_with_what_was_interrupted(config):
     again = Study.open(searched(config, trials=9))  # more of them
     assert again.trials == first.trials and [trial.name for trial in again.ended] == ["trial-001"]
     assert again.begin(dict(SETTINGS[2])).name == "trial-002"
-    assert again.begin({"train.lr": 0.5, "model.dim": 16}).name == "trial-003"
+    assert again.begin(dict(SETTINGS[2])).name == "trial-003"  # the same values once more, at the same time
+    assert again.begin({"train.lr": 0.5, "model.dim": 16}).name == "trial-004"
     assert again.best.name == "trial-001"
     told = again.table().splitlines()
     assert told[1].split() == ["trial-001", "finished", "0.2500", "0", "0.0", "train.lr=0.0001", "model.dim=16"]
