@@ -174,7 +174,7 @@ def _worker(settings: dict[str, Any]) -> None:
     config, workers = join(settings)
     data = datasets.load(config)
     histories = data.histories(config)
-    leads = workers.rank == 0
+    leads, group = workers.rank == 0, ray.util.get_current_placement_group()
     metrics: dict[str, Any] = {}
     epochs = _epochs(config, data, histories, workers)
     for model, epoch, done in _tracked(config, epochs) if leads else epochs:
@@ -187,6 +187,7 @@ def _worker(settings: dict[str, Any]) -> None:
             "epoch": epoch.number,
             "loss": epoch.loss,
             "last": epoch.last,
+            "placement": group.id.hex() if group else None,
             **{f"valid/{name}": value for name, value in valid.items()},
         }
         if not (done and leads):  # every rank reports equally often: report is a barrier

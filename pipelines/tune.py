@@ -20,6 +20,7 @@ from ray import tune as ray_tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mvrec_core.config import ChoiceSpace, Config, Space, WholeSpace, changed, parse_config
 from mvrec_core.errors import MVRecError, ResourceError
@@ -32,6 +33,7 @@ from pipelines.train import CURVES, train
 
 SCORE = "best"  # what Tune compares: the best validation so far
 ERROR = "error"  # why a trial failed
+PLACEMENT = "placement"  # the placement group of a trial's workers
 RUNGS, REDUCTION = 2, 3  # ASHA looks at 1/9 and 1/3 of the epochs, and each time the better third goes on
 
 
@@ -124,6 +126,8 @@ class _Keeper(ray_tune.Callback):
     def _end(self, ended: Any, error: str | None) -> None:
         trial = next(trial for trial in self.trials.trials if trial.name == ended.config["trial"])
         last, run = ended.last_result or {}, self.trials.path.parent / trial.name
+        if last.get(PLACEMENT):  # Tune kills a trial; without a dashboard Ray Train would keep the cores of its workers
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(last[PLACEMENT]))))
         trial.error, trial.seconds = error, round(last.get("time_total_s", 0.0), 1)
         if error:
             trial.status = "failed"
@@ -183,7 +187,8 @@ class _Report(TuneReportCallback):
         if score is None or metrics[0]["last"]:
             return
         self.best = max(self.best, score)
-        super().after_report(run_context, [{SCORE: self.best, "epoch": metrics[0]["epoch"]}], None)
+        told = {SCORE: self.best, **{name: metrics[0][name] for name in ("epoch", PLACEMENT)}}
+        super().after_report(run_context, [told], None)
 
 
 def _check_room(config: Config) -> None:
