@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -241,6 +241,9 @@ class TargetWeights(Node):
         return values
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class TrainConfig(Node):
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=1)  # users a step, over all workers
@@ -268,6 +271,7 @@ class TrainConfig(Node):
     init: Literal["scratch", "pretrained"] = "scratch"  # pretrained: from what `mvrec pretrain` left in the run
     patience: int = Field(10, ge=1)  # epochs without a better validation NDCG@10 before training stops
     validate_every: int = Field(1, ge=1)
+    trackers: tuple[Tracker, ...] = ("tensorboard",)  # where the figures of each epoch go besides curves.jsonl
 
 
 Baseline = Literal["popularity", "recent_popularity", "own_frequency", "item_knn", "als", "bpr", "content"]
@@ -310,6 +314,54 @@ class EvaluateConfig(Node):
     bpr: BPRConfig = BPRConfig()
 
 
+class Rising(Node):
+    """From low to high, both included."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _rises(self) -> Rising:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low:g} and {self.high:g}")
+        return self
+
+
+class UniformSpace(Rising):
+    kind: Literal["uniform"]
+
+
+class LogUniformSpace(Rising):
+    """Each order of magnitude as often."""
+
+    kind: Literal["loguniform"]
+    low: float = Field(gt=0)
+
+
+class WholeSpace(Rising):
+    """Whole numbers."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+
+
+class ChoiceSpace(Node):
+    kind: Literal["choice"]
+    values: tuple[bool | int | float | str | None, ...] = Field(min_length=1)
+
+
+Space = Annotated[UniformSpace | LogUniformSpace | WholeSpace | ChoiceSpace, Field(discriminator="kind")]
+
+
+class TuneConfig(Node):
+    """A search for the settings with the best validation NDCG@10."""
+
+    trials: int = Field(20, ge=1)
+    at_once: int = Field(1, ge=1)
+    space: dict[str, Space] = Field(min_length=1)  # "section.key" of model or train -> its values
+
+
 class ServeConfig(Node):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
@@ -336,6 +388,7 @@ class Config(Node):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
 
@@ -414,6 +467,29 @@ def parse_config(tree: dict[str, Any], origin: str) -> Config:
         raise ConfigError(f"{origin}: {_explain(error, tree)}") from None
 
 
+def changed(config: Config, values: Mapping[str, Any], origin: str) -> Config:
+    """The configuration with other values of some "section.key"s; `origin` is what an error calls the source.
+
+    Raises ConfigError.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        _put(tree, key, value, origin)
+    return parse_config(tree, origin)
+
+
+def check_value(config: Config, key: str, value: Any, origin: str) -> None:
+    """Raises ConfigError where there is no such "section.key", or it can never have the value. Whether the value goes
+    with the others is not asked."""
+    tree = config.model_dump(mode="json")
+    _put(tree, key, value, origin)
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "value_error":  # this one is of several keys
+            raise ConfigError(f"{origin}: {_explain(error, tree)}") from None
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -427,13 +503,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             value = float(value)  # YAML 1.1 reads 1e-3 as text
         except ValueError:
             value = text
+    _put(tree, key, value, f"override '{override}'")
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if isinstance(tree, list) and len(tree) == 1:  # the only source of data.events
             tree = tree[0]
         if not isinstance(tree, dict):
-            raise ConfigError(f"override '{override}': '{section}' is a value, not a section")
+            raise ConfigError(f"{origin}: '{section}' is a value, not a section")
     tree[last] = value
 
 
@@ -446,7 +526,7 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
     if loc[:2] == ("data", "events") and isinstance(tree["data"]["events"], dict):
         loc = loc[:2] + loc[3:]  # one source was given, not a list of them
     in_union = loc[:1] == ("views",) or loc[:2] == ("data", "split")  # there pydantic adds the union's tag
-    tagged = 2 if in_union else None
+    tagged = 2 if in_union else 3 if loc[:2] == ("tune", "space") else None
     where = [str(part) for place, part in enumerate(loc) if place != tagged and str(part) not in UNION_BRANCHES]
     key = ".".join(where)
     if first["type"] == "extra_forbidden":

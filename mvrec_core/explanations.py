@@ -31,7 +31,6 @@ from mvrec_core import training
 from mvrec_core.batch import Batch, collate
 from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.features import MISSING_TIME
-from mvrec_core.fusion import LinearFusion
 from mvrec_core.masking import hide_histories, hide_items, removable
 from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.requests import MICROSECONDS
@@ -202,17 +201,8 @@ def user_weights(model: MVRec, histories: Histories, examples: Examples, views: 
     """The mean view weights W_t of each example's steps, of item- and event-level views; {} where there is no step."""
     model.eval()
     batch = collate(histories, examples).to(views.z.device)
-    z, present = views.z[batch.item], views.present[batch.item]
-    names = list(model.item_view_names)
-    if isinstance(model.fusion, LinearFusion):
-        weight_BLK = model.item_vectors(ItemViews(z, present))[1]
-    else:
-        inside = batch.item != PAD
-        events = [(model.encoders[name](batch.event[name])) for name in model.event_view_names]
-        names += model.event_view_names
-        z = torch.cat([z, *(vector[..., None, :].float() for vector, _ in events)], -2)
-        present = torch.cat([present, *((there & inside)[..., None] for _, there in events)], -1)
-        weight_BLK = model.fusion(z, present)[1]
+    weight_BLK = model.step_weights(batch, views, batch.item)
+    names = (model.item_view_names + model.event_view_names)[: weight_BLK.shape[-1]]
     steps_B1 = (weight_BLK.sum(-1) > 0).sum(1, keepdim=True)
     mean_BK = weight_BLK.sum(1) / steps_B1.clamp(min=1)
     return [

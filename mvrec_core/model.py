@@ -186,6 +186,17 @@ class MVRec(nn.Module):
             h_BTD = h_BTD + self.until(F.pad(batch.time, (1, 0), value=MISSING_TIME), batch.now)
         return F.normalize(self.sequence(h_BTD).float(), dim=-1)
 
+    def step_weights(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
+        """W_t [B, L, K] of the item-level views and, but for linear fusion, the event-level views behind them; all zero
+        where there is no step. `views` and `row` as in user_vectors."""
+        z, present = views.z[row], views.present[row]
+        if isinstance(self.fusion, LinearFusion):
+            return self.item_vectors(ItemViews(z, present))[1]
+        events = [self._event_view(name, batch) for name in self.event_view_names]
+        z = torch.cat([z, *(vector[..., None, :].float() for vector, _ in events)], -2)
+        present = torch.cat([present, *(there[..., None] for _, there in events)], -1)
+        return self.fusion(z, present)[1]
+
     def _event_view(self, name: str, batch: Batch) -> tuple[Tensor, Tensor]:
         z, present = self.encoders[name](batch.event[name])
         return z, present & (batch.item != PAD)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mvrec_core.averaging import Average
 from mvrec_core.batch import Batch, collate
-from mvrec_core.catalog import FIRST
+from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import MISSING_TIME
@@ -32,6 +32,7 @@ WARMUP = 0.05  # share of the steps over which the learning rate rises
 SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
 CHOSEN_BY = "NDCG@10"
 CHOICE, REFIT = 1, 2  # what a draw is for
+SUMS = ("loss", "targets", "padding", "places", "norm", "steps")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Epoch:
     valid: RankingSums | None
     best: bool  # the best validation so far
     last: bool
+    step: int  # of the optimiser, since training began
+    lr: float  # of the last step, for the model's matrices
+    throughput: float  # targets a second in training, without validation
+    padding: float  # share of the steps in the batches that were none
+    gradient_norm: float  # mean over the steps, before clipping
+    view_weights: dict[str, float] | None  # mean over the steps of some users; None where nobody has a validation event
+    again: bool = False  # it was yielded before the run was stopped
 
 
 @dataclass
@@ -55,7 +63,7 @@ class Progress:
 
     epoch, shard, batch: the next batch: number `batch` of the shard's, of the shards of the epoch; epochs from 1
     step:   optimiser steps done
-    loss, targets: sums of the epoch so far, over all workers
+    sums:   of the epoch so far, over all workers, by SUMS
     best, stale: the best validation, and the epochs since
     epochs: those that are over, as JSON
     """
@@ -64,8 +72,7 @@ class Progress:
     shard: int = 0
     batch: int = 0
     step: int = 0
-    loss: float = 0.0
-    targets: float = 0.0
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(SUMS))
     best: float = -1.0
     stale: int = 0
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -94,7 +101,7 @@ def fit(
     windows = sum(len(train_examples(histories, config.model.max_len, before=before)) for histories in shards)
     if windows < workers.size or settings.batch_size < workers.size:
         raise _too_few(windows, config, workers)
-    learner = Learner(model, config, epochs * math.ceil(windows / settings.batch_size))
+    learner = Learner(model, config, epochs * max(1, windows // settings.batch_size))
     at, best = Progress(), Tensors()
     state = states.newest(workers) if states is not None else None
     if model.text is not None and (state is None or not model.text.tuned):
@@ -111,8 +118,9 @@ def fit(
     purpose = CHOICE if refit is None else REFIT
     parallel = workers.wrap(model)
     for number in range(at.epoch, epochs + 1):
-        began = time.perf_counter()
+        began, before_now = time.perf_counter(), at.sums[1]
         _train_epoch(learner, parallel, shards, workers, at, before, purpose, states, best)
+        trained = time.perf_counter() - began
         learner.average.swap()
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
@@ -127,13 +135,29 @@ def fit(
             best = {name: value.clone() for name, value in learnt(model).items()}
         last = number == epochs or at.stale >= settings.patience
         seconds = time.perf_counter() - began
-        loss = at.loss / at.targets
-        epoch = Epoch(number, epochs, refit is not None, loss, seconds, int(at.targets), sums, is_best, last)
+        loss, targets, empty, places, norm, count = at.sums
+        epoch = Epoch(
+            number=number,
+            of=epochs,
+            refit=refit is not None,
+            loss=loss / targets,
+            seconds=seconds,
+            targets=int(targets),
+            valid=sums,
+            best=is_best,
+            last=last,
+            step=at.step,
+            lr=settings.lr * rate(at.step - 1, learner.steps),
+            throughput=(targets - before_now) / trained,
+            padding=empty / max(1.0, places),
+            gradient_norm=norm / count,
+            view_weights=view_weights(model, next(iter(shards)), config),
+        )
         if not last:
             learner.average.swap()
         elif refit is None:
             model.load_state_dict(best, strict=False)
-        at.epoch, at.shard, at.batch, at.loss, at.targets = number + 1, 0, 0, 0.0, 0.0
+        at.epoch, at.shard, at.batch, at.sums = number + 1, 0, 0, [0.0] * len(SUMS)
         at.epochs.append(_values(epoch))
         if states is not None:
             states.save(at.step, learner.state(at, {} if last else best, workers), workers)
@@ -158,7 +182,7 @@ def _train_epoch(
     model.train()
     on_gpu = torch.device(workers.device).type == "cuda"  # a CPU that trains has no time to spare for the next batch
     generator = torch.Generator()
-    total = torch.tensor([at.loss, at.targets], dtype=torch.float64, device=workers.device)
+    total = torch.tensor(at.sums, dtype=torch.float64, device=workers.device)
     if workers.rank > 0:
         total.zero_()
     order = shards.order(np.random.default_rng([config.seed, purpose, at.epoch]))
@@ -180,17 +204,17 @@ def _train_epoch(
                         loss = parallel(batch, generator) * share
                     loss.backward()
                 count = (batch.target >= FIRST).sum()
-                total += torch.stack([loss.detach().double() / share * count, count.double()])
-            learner.step()
+                empty = (batch.item == PAD).sum()
+                total[0] += loss.detach().double() / share * count
+                total[1:4] += torch.stack([count, empty, torch.full_like(empty, batch.item.numel())])
+            total[4] += learner.step().double()
+            total[5] += 1
             at.step += 1
-            more = (
-                number < len(batches) or shard < len(order) - 1
-            )  # else the epoch ends, and is kept with its validation
-            if states is not None and more and at.step % settings.save_steps == 0:
-                loss_sum, targets = workers.add(total.clone()).tolist()
-                there = replace(at, shard=shard, batch=number, loss=loss_sum, targets=targets)
+            ends = number == len(batches) and shard == len(order) - 1  # then the epoch is kept with its validation
+            if states is not None and not ends and at.step % settings.save_steps == 0:
+                there = replace(at, shard=shard, batch=number, sums=workers.add(total.clone()).tolist())
                 states.save(at.step, learner.state(there, best, workers), workers)
-    at.loss, at.targets = workers.add(total).tolist()
+    at.sums = workers.add(total).tolist()
 
 
 def _read(
@@ -241,7 +265,7 @@ def _values(epoch: Epoch) -> dict[str, Any]:
 def _epoch(values: dict[str, Any]) -> Epoch:
     valid = values["valid"]
     sums = None if valid is None else RankingSums.from_vector(torch.tensor(valid, dtype=torch.float64))
-    return Epoch(**{**values, "valid": sums})
+    return Epoch(**{**values, "valid": sums, "again": True})
 
 
 class Learner:
@@ -254,13 +278,14 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate(step, steps))
         self.average = Average(model, config.train.averaging)
 
-    def step(self) -> None:
-        """With the gradients that are there, which it then takes away."""
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+    def step(self) -> Tensor:
+        """With the gradients that are there, which it then takes away; their norm before they were clipped."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).detach()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.schedule.step()
         self.average.update()
+        return norm
 
     def state(self, at: Progress, best: Tensors, workers: Workers) -> State:
         """What `restore` makes the same again of a learner that is new."""
@@ -402,6 +427,24 @@ def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemVi
         batch = replace(batch, now=torch.full_like(batch.now, int(MISSING_TIME)))
     vectors_BTD = model.user_vectors(batch, views, batch.item)
     return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
+
+
+@torch.no_grad()
+def view_weights(model: MVRec, histories: Histories, config: Config) -> dict[str, float] | None:
+    """The mean weight of each item- and event-level view over all steps of some users of validation; None where there
+    is none."""
+    examples = stage_examples(histories, "valid", config.model.max_len)[: config.evaluate.batch_size]
+    if not len(examples):
+        return None
+    model.eval()
+    batch = collate(histories, examples).to(model.popularity.device)
+    rows, row_BL = batch.item.unique(return_inverse=True)
+    weight_BLK = model.step_weights(batch, model.item_views(rows), row_BL)
+    steps = int((weight_BLK.sum(-1) > 0).sum())
+    if not steps:
+        return None
+    names = (model.item_view_names + model.event_view_names)[: weight_BLK.shape[-1]]
+    return dict(zip(names, (weight_BLK.sum((0, 1)) / steps).tolist(), strict=True))
 
 
 @torch.no_grad()

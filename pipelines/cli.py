@@ -74,6 +74,14 @@ def train(
 
 
 @app.command()
+def tune(config: ConfigFile, overrides: Overrides = None) -> None:
+    """<run>/prepared -> <runs>/<name>-tune: a run a trial, and tune.json; run again, it goes on."""
+    from pipelines import tune as verb
+
+    verb.tune(load_config(config, overrides or []))
+
+
+@app.command()
 def evaluate(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
     checkpoint: Directory = None,

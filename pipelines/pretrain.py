@@ -24,7 +24,7 @@ def pretrain(config: Config, overwrite: bool = False, log: Callable[[str], None]
         raise CheckpointError(f"{target}: run '{config.name}' is pretrained already; --overwrite to pretrain anew")
     pretraining.check(config)
     data = datasets.load(config)
-    checkpoint.new_model(config, data, data.histories(config))  # what is wrong with data or model shows here, at once
+    checkpoint.new_model(config, data, data.shards(config))  # what is wrong with data or model shows here, at once
     return on_workers("pretrain", _worker, config, target, log)
 
 

@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mvrec_core.resume import States
 from mvrec_core.sequences import TEST, VALID
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
-from pipelines import datasets
+from pipelines import datasets, trackers
 from pipelines.cluster import connect
 from pipelines.files import publish
 
@@ -35,9 +36,13 @@ RESUME = "resume"  # in the run, while it trains: states to go on from
 CURVES = "curves.jsonl"  # in the run, for programs: epoch, loss, seconds, best, valid as JSON
 
 
-def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = print) -> Path:
+def train(
+    config: Config, overwrite: bool = False, log: Callable[[str], None] = print, callbacks: Sequence[Any] = ()
+) -> Path:
     """Trains on <run>/prepared and publishes the best epoch, or its refit, as <run>/checkpoint, which it returns. A run
     that was killed goes on from its newest state in <run>/resume, and so does one of which a worker died.
+
+    callbacks: of Ray Train, which hear what each epoch gave
 
     Raises CheckpointError where the run has a checkpoint already, ResourceError where the cluster is too small.
     """
@@ -47,13 +52,19 @@ def train(config: Config, overwrite: bool = False, log: Callable[[str], None] = 
             f"{target}: run '{config.name}' has a checkpoint already; take another name=, or --overwrite to train anew"
         )
     _new_model(config, *datasets.training(config))  # what is wrong with data or model shows here, at once
-    written = on_workers("train", _worker, config, target, log)
+    trackers.check(config)
+    written = on_workers("train", _worker, config, target, log, callbacks)
     shutil.rmtree(config.run_dir / RESUME, ignore_errors=True)
     return written
 
 
 def on_workers(
-    verb: str, worker: Callable[[dict[str, Any]], None], config: Config, target: Path, log: Callable[[str], None]
+    verb: str,
+    worker: Callable[[dict[str, Any]], None],
+    config: Config,
+    target: Path,
+    log: Callable[[str], None],
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Runs `worker` on each of train.workers and publishes the directory that rank 0 reports at the end as `target`,
     which it returns. What rank 0 appends to <run>/<verb>.log is logged.
@@ -73,7 +84,7 @@ def on_workers(
     mistake = storage / "mistake"
     trainer = TorchTrainer(
         _unless(mistake, worker),
-        train_loop_config={"config": tree, "cwd": str(Path.cwd()), "gpu": gpu},
+        train_loop_config={"config": tree, "cwd": str(Path.cwd()), "gpu": gpu, "heard": bool(callbacks)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
@@ -84,6 +95,7 @@ def on_workers(
             name=f"{config.name}-{time.time_ns()}",
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     shutil.rmtree(storage, ignore_errors=True)
@@ -190,27 +202,33 @@ def _worker(settings: dict[str, Any]) -> None:
 
     config, workers = join(settings)
     data, shards = datasets.training(config)
-    leads = workers.rank == 0
+    leads, group = workers.rank == 0, ray.util.get_current_placement_group()
     metrics: dict[str, Any] = {}
+    epochs = _epochs(config, data, shards, workers)
     if leads:
         (config.run_dir / CURVES).write_text("", encoding="utf-8")
-    for model, epoch, done in _epochs(config, data, shards, workers):
+    for model, epoch, done in _tracked(config, epochs) if leads else epochs:
         valid = epoch.valid.means() if epoch.valid else {}
         if epoch.best:
             metrics = {"epoch": epoch.number, "valid": valid, "users": epoch.valid.users if epoch.valid else 0}
         if leads:
             _say(config.run_dir, epoch, valid)
-        if not done:  # an epoch is not reported to Ray: a report waits up to two seconds for its controller
-            continue
-        if not leads:  # every rank reports equally often: report is a barrier
-            ray.train.report({})
+        report = {
+            "epoch": epoch.number,
+            "last": epoch.last,
+            "placement": group.id.hex() if group else None,
+            **{f"valid/{name}": value for name, value in valid.items()},
+        }
+        if not (done and leads):  # every rank reports equally often: report is a barrier
+            if done or settings["heard"]:  # else not: a report waits up to two seconds for Ray's controller
+                ray.train.report(report)
             continue
         with tempfile.TemporaryDirectory() as folder:
             vectors = training.catalogue(model)[1]
             told = {"seed": config.seed, "init": config.train.init}
             users = datasets.users(config)  # with test events, which are for serving; training never saw them
             checkpoint.save(Path(folder) / "checkpoint", model, data, vectors, {**metrics, **told}, users)
-            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
 def _new_model(config: Config, data: checkpoint.Data, shards: Shards, before: int = VALID) -> MVRec:
@@ -225,14 +243,28 @@ def _epochs(
     """Each epoch, and whether training is done; then the model is the one to keep: the best of validation, or the one
     that was trained anew with the validation events for as many epochs."""
     model = _new_model(config, data, shards)
-    chosen = 0
+    chosen, steps = 0, 0
     for epoch in training.fit(model, shards, config, workers, states=_states(config, "choice")):
-        chosen = epoch.number if epoch.best else chosen
+        chosen, steps = epoch.number if epoch.best else chosen, epoch.step
         yield model, epoch, epoch.last and not config.train.refit
     if config.train.refit:
         model = _new_model(config, data, shards, before=TEST)
         for epoch in training.fit(model, shards, config, workers, chosen, _states(config, "refit")):
-            yield model, epoch, epoch.last
+            yield model, replace(epoch, step=steps + epoch.step), epoch.last
+
+
+def _tracked(
+    config: Config, epochs: Iterator[tuple[MVRec, training.Epoch, bool]]
+) -> Iterator[tuple[MVRec, training.Epoch, bool]]:
+    """The same epochs, whose figures go to the trackers, but for those that were told before a kill."""
+    with contextlib.ExitStack() as stack:
+        track, begin = None, 0
+        for model, epoch, done in epochs:
+            if not epoch.again:
+                track = track or stack.enter_context(trackers.tracking(config, begin, partial(_tell, config.run_dir)))
+                track(epoch.step, trackers.figures(epoch))
+            begin = epoch.step
+            yield model, epoch, done
 
 
 def _states(config: Config, phase: str) -> States:
@@ -242,7 +274,7 @@ def _states(config: Config, phase: str) -> States:
 def _digest(config: Config) -> str:
     """Of all that the weights follow from. How many workers there are changes them, but a run may go on with others."""
     tree = config.model_dump(mode="json", include={"seed", "views", "model", "train", "evaluate"})
-    for key in ("workers", "threads", "device", "save_steps", "keep", "max_failures"):
+    for key in ("workers", "threads", "device", "save_steps", "keep", "max_failures", "trackers"):
         del tree["train"][key]
     tree["evaluate"] = config.evaluate.exclude_seen
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())

@@ -38,10 +38,11 @@ WHOLE = [
 @pytest.fixture(scope="module")
 def run(plain_checkpoint, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
+    more = (7, 1e-3, 5.0, 0.1, 0.5, None)  # step, lr, throughput, padding, gradient norm, view weights
     for number in (1, 2, 3):
         valid = {"HR@10": 0.1 * number, "NDCG@10": 0.07 - 0.01 * abs(2 - number)} if number != 3 else {}
-        _say(directory, Epoch(number, 3, False, 3.0 - number, 2.0, 10, None, number == 2, number == 3), valid)
-    _say(directory, Epoch(1, 1, True, 9.0, 2.0, 10, None, False, True), {})
+        _say(directory, Epoch(number, 3, False, 3.0 - number, 2.0, 10, None, number == 2, number == 3, *more), valid)
+    _say(directory, Epoch(1, 1, True, 9.0, 2.0, 10, None, False, True, *more), {})
     evaluate(
         plain_checkpoint, directory / "metrics.json", EvaluateConfig(baselines=("popularity",)), log=lambda _: None
     )

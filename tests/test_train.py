@@ -46,8 +46,10 @@ def test_two_workers_count_the_users_that_one_counts(checkpoint, tiny_config, tm
         "checkpoint",
         "curves.jsonl",
         "prepared",
+        "tracking",
         "train.log",
     ]
+    assert list((tmp_path / "tiny" / "tracking" / "tensorboard").glob("events.out.tfevents.*"))
     curves = [json.loads(line) for line in (tmp_path / "tiny" / "curves.jsonl").read_text().splitlines()]
     assert [point["epoch"] for point in curves] == [1, 2]
     assert max(point["valid"]["NDCG@10"] for point in curves) == pytest.approx(other["valid"]["NDCG@10"])

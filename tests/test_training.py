@@ -214,3 +214,27 @@ def test_encode_gives_the_vector_after_the_last_step(plain_model, plain_data):
     got = encode(plain_model, histories, examples, views)
     for row, stop in enumerate((examples.stop - examples.start).tolist()):
         assert torch.equal(got[row], every[row, stop])
+
+
+@pytest.fixture(scope="module")
+def epochs(plain_config, plain_data):
+    histories = plain_data.histories(plain_config)
+    model = new_model(plain_config, plain_data, Shards.whole(histories))
+    return list(fit(model, Shards.whole(histories), plain_config, Workers())), histories
+
+
+def test_an_epoch_tells_its_figures(epochs, plain_config):
+    (first, second), histories = epochs
+    windows = len(train_examples(histories, plain_config.model.max_len))
+    assert first.step == windows // plain_config.train.batch_size
+    assert 0 < second.lr < first.lr <= plain_config.train.lr  # it falls to the end
+    assert first.throughput > first.targets / first.seconds
+    assert 0 < first.padding < 1 and first.gradient_norm > 0
+
+
+def test_view_weights_of_an_epoch(epochs, plain_config):
+    (first, second), _ = epochs
+    assert list(first.view_weights) == ["id", "text", "genres", "year", "rating", "time"]
+    for epoch in (first, second):
+        assert sum(epoch.view_weights.values()) == pytest.approx(1, abs=1e-5)
+    assert first.view_weights != second.view_weights
