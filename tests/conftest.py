@@ -89,7 +89,7 @@ def ray_local() -> Iterator[None]:
     from pipelines.cluster import connect
 
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     connect(min_cpus=2)
     yield
     ray.shutdown()

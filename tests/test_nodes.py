@@ -24,4 +24,4 @@ def test_a_node_that_dies_is_replaced_and_the_weights_have_the_same_bits(tiny_en
     assert told["lines"][0].startswith("train: 2 worker(s) on CPU")
     begun = [line for line in told["lines"] if line.startswith("epoch   1/60")]
     assert len(begun) == 2  # the second time it is told again, not trained
-    assert told["refused"] == "train.workers is 5, but the cluster has 3 cores"
+    assert told["refused"] == "train.workers is 5, but the cluster has 2 cores"

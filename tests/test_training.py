@@ -226,7 +226,8 @@ def epochs(plain_config, plain_data):
 def test_an_epoch_tells_its_figures(epochs, plain_config):
     (first, second), histories = epochs
     windows = len(train_examples(histories, plain_config.model.max_len))
-    assert first.step == windows // plain_config.train.batch_size
+    assert first.step >= windows // plain_config.train.batch_size  # cut at random places there are more of them
+    assert second.step > first.step
     assert 0 < second.lr < first.lr <= plain_config.train.lr  # it falls to the end
     assert first.throughput > first.targets / first.seconds
     assert 0 < first.padding < 1 and first.gradient_norm > 0

@@ -47,11 +47,11 @@ def main(encoder: str, logs: str, folder: str) -> None:
     paths = [f"data.{name}.path={logs}/{name}.csv" for name in ("events", "items", "users")]
     few = ["train.epochs=60", "train.patience=60", "train.workers=2", "train.save_steps=5"]
     config = tiny.config(Path(encoder), *paths, *few, f"runs={folder}")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         os.environ["RAY_ADDRESS"] = cluster.address
-        connect(min_cpus=3)
+        connect(min_cpus=2)
         prepare(config, log=lambda line: None)
         refused = too_many(run(config, "too-many"))
         alone, hit = run(config, "alone"), run(config, "hit")
