@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from mvrec_core import checkpoint, training
+from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
 from mvrec_core.errors import RequestError
@@ -74,6 +75,7 @@ class Recommender:
         self._rows = {user_id: row for row, user_id in enumerate(self._histories.user_ids.to_pylist())}
         self._items = loaded.item_vectors
         self._device = loaded.item_vectors.device
+        self._attributes = Attributes.of(self.config, self._data.catalog.table)
         self._views, _ = training.catalogue(self._model)
         with torch.no_grad():
             weights = self._model.item_vectors(self._views)[1]
@@ -282,6 +284,7 @@ class Recommender:
     def _refuse(self, request: Request) -> RequestError | None:
         try:
             self._check_k(request.k)
+            self._attributes.check(request.where)
             if request.events:
                 read_events(self.config, self._data, [request.events])
         except RequestError as error:
@@ -298,7 +301,8 @@ class Recommender:
         for place, request in enumerate(requests):
             allow = None if request.allow is None else self._known(request.allow)
             seen = histories.item[histories.events_of(place)]
-            filters.append(self._filter(seen, request.exclude_seen, allow, self._known(request.deny)))
+            own = self._filter(seen, request.exclude_seen, allow, self._known(request.deny))
+            filters.append(replace(own, masks=[self._attributes.mask(condition) for condition in request.where]))
         best = self._best(vectors, filters, max(request.k for request in requests))
         rungs = [self._rung(user) for user in users]
         for place, (request, rung) in enumerate(zip(requests, rungs, strict=True)):

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from mvrec_core.attributes import Condition
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import CategoryView, Config, NumberView, TextView, VectorView
 from mvrec_core.errors import RequestError
@@ -31,7 +32,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Request:
-    """A known user, a list of events, or both: then the events follow the stored history."""
+    """A known user, a list of events, or both: then the events follow the stored history.
+
+    allow: the only items that may come, None for all; deny wins over it
+    where: conditions on items, all of which have to hold
+    """
 
     user_id: str | None = None
     events: tuple[Event, ...] = ()
@@ -39,6 +44,7 @@ class Request:
     exclude_seen: bool = True
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
+    where: tuple[Condition, ...] = ()
     explain: bool = False
     now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
 

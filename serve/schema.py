@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from mvrec_core.attributes import Between, Condition, OneOf
 from mvrec_core.errors import nearest
 from mvrec_core.explanations import Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
@@ -27,6 +28,7 @@ MAX_REASONS = 5  # events of an explanation
 EXPECTED = {  # by the beginning of pydantic's name of an error
     "int": "an integer",
     "bool": "true or false",
+    "float": "a number",
     "string": "a string",
     "tuple": "a list",
     "list": "a list",
@@ -106,11 +108,40 @@ class EventBody(BaseModel):
         return Event(self.item_id, self.timestamp, dict(self.model_extra or {}))
 
 
+class OneOfBody(Strict):
+    """Of a category view of items. A value that no item has matches nothing."""
+
+    any: tuple[Id, ...] | None = Field(None, description="items that have one of these")
+    none: tuple[Id, ...] = Field((), description="items that have none of these")
+
+
+class BetweenBody(Strict):
+    """Of a number view of items, in the units of the data; an item that lacks the number does not pass."""
+
+    min: float | None = Field(None, strict=True, allow_inf_nan=False)
+    max: float | None = Field(None, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BetweenBody:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"expected min at most max, found {self.min:g} and {self.max:g}")
+        return self
+
+
 class FilterBody(Strict):
     """What may be recommended; applied before the best k are taken, so k items come back where k are left."""
 
     allow: tuple[Id, ...] | None = Field(None, description="recommend nothing but these")
     deny: tuple[Id, ...] = Field((), description="never recommend these")
+    categories: dict[str, OneOfBody] = Field({}, description='by category view: {"genres": {"any": ["Drama"]}}')
+    ranges: dict[str, BetweenBody] = Field({}, description='by number view: {"year": {"min": 1990}}')
+
+    def where(self) -> tuple[Condition, ...]:
+        values = [
+            OneOf(view, None if one.any is None else frozenset(one.any), frozenset(one.none))
+            for view, one in self.categories.items()
+        ]
+        return (*values, *(Between(view, one.min, one.max) for view, one in self.ranges.items()))
 
 
 class UserBody(Strict):
@@ -141,6 +172,7 @@ class RecommendBody(UserBody):
             exclude_seen=self.exclude_seen,
             allow=None if limits.allow is None else frozenset(limits.allow),
             deny=frozenset(limits.deny),
+            where=limits.where(),
             explain=self.explain,
             now=self.now,
         )
@@ -335,8 +367,8 @@ def _found(value: object) -> str:
 def _keys(model: Any, where: Sequence[str]) -> set[str]:
     """The keys of the object at `where` in a body."""
     for part in where:
-        if not part.isdigit() and isinstance(model, type) and issubclass(model, BaseModel):
-            model = _model_in(model.model_fields[part].annotation)
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation)  # another part is a place in a list or a view
     return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
 
 

@@ -27,6 +27,7 @@ ORDER = (
     "metrics",
     "paired",
     "calibration",
+    "attributes",
     "policy",
     "index",
     "beyond_accuracy",

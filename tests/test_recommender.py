@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from mvrec_core import checkpoint
+from mvrec_core.attributes import Between, OneOf
 from mvrec_core.config import TextView
 from mvrec_core.errors import CheckpointError, RequestError
 from mvrec_core.metrics import RankingSums
@@ -119,6 +120,36 @@ def test_allow_and_deny(ask):
     answer = ask("u003", k=3, allow=allow, deny=frozenset({"i31"}))
     assert set(ids(answer)) == {"i30", "i32", "i33"}
     assert ids(ask("u003", allow=frozenset())) == []
+
+
+def by_rule(rule):
+    return {row["item_id"] for row in tiny.item_rows() if rule(row["genres"].split("|"), row["year"])}
+
+
+@pytest.mark.parametrize("user", ["u003", None])
+def test_conditions_come_before_the_best_k_so_that_k_come(ask, user):
+    where = (OneOf("genres", frozenset({"科幻"}), frozenset({"Drama"})), Between("year", 1985, 2015))
+    fit = by_rule(
+        lambda genres, year: "科幻" in genres and "Drama" not in genres and year and 1985 <= int(year) <= 2015
+    )
+    assert len(fit) >= 8 and set(ids(ask(user, k=40, where=where, exclude_seen=False))) == fit
+    left = fit - set(history_of("u003")) if user else fit
+    best = [item for item in ids(ask(user, k=34)) if item in left]
+    assert ids(ask(user, k=4, where=where)) == best[:4]
+
+
+def test_requests_of_a_batch_keep_their_own_conditions(plain_recommender):
+    drama, late = OneOf("genres", frozenset({"Drama"})), Between("year", None, 1999)
+    wheres = [(), (drama,), (drama, late), (OneOf("genres", frozenset({"Western"})),), (drama,)]
+    answers = plain_recommender.recommend([Request("u003", k=5, where=where) for where in wheres])
+    for answer, where in zip(answers, wheres, strict=True):
+        assert ids(answer) == ids(plain_recommender.recommend([Request("u003", k=5, where=where)])[0])
+    assert len({tuple(ids(answer)) for answer in answers}) == 4 and ids(answers[3]) == []
+
+
+def test_a_condition_on_no_view_fails_alone(plain_recommender):
+    good, bad = plain_recommender.recommend([Request("u003"), Request("u003", where=(OneOf("genre"),))])
+    assert isinstance(good, Answer) and isinstance(bad, RequestError) and bad.field == "filter.categories.genre"
 
 
 # live events

@@ -11,6 +11,7 @@ import pytest
 from shelf import TITLES, Shelf
 from starlette.testclient import TestClient
 
+from mvrec_core.attributes import Between, OneOf
 from mvrec_core.errors import CheckpointError, ConfigError, RequestError
 from mvrec_core.recommender import Answer
 from mvrec_core.requests import Candidate, Event, Request
@@ -43,7 +44,12 @@ def test_a_body_becomes_a_request():
         "events": [{"item_id": 50, "timestamp": "1997-12-04T15:55:49Z", "rating": 4}, {"item_id": "x"}],
         "k": 3,
         "exclude_seen": False,
-        "filter": {"allow": [1, "b"], "deny": ["c"]},
+        "filter": {
+            "allow": [1, "b"],
+            "deny": ["c"],
+            "categories": {"genres": {"any": ["科幻", 7], "none": ["x"]}, "shop": {}},
+            "ranges": {"year": {"min": 1990, "max": 1999.5}},
+        },
         "explain": True,
         "now": "1997-12-05T00:00:00Z",
     }
@@ -54,6 +60,11 @@ def test_a_body_becomes_a_request():
         exclude_seen=False,
         allow=frozenset({"1", "b"}),
         deny=frozenset({"c"}),
+        where=(
+            OneOf("genres", frozenset({"科幻", "7"}), frozenset({"x"})),
+            OneOf("shop"),
+            Between("year", 1990, 1999.5),
+        ),
         explain=True,
         now=881280000.0,
     )
@@ -163,6 +174,21 @@ def test_health(client):
     [
         ({"usr_id": "ann"}, "usr_id", "unknown key 'usr_id'; did you mean 'user_id'?"),
         ({"filter": {"alow": []}}, "filter.alow", "unknown key 'filter.alow'; did you mean 'allow'?"),
+        (
+            {"filter": {"categories": {"genres": {"all": []}}}},
+            "filter.categories.genres.all",
+            "unknown key 'filter.categories.genres.all'; valid names: any, none",
+        ),
+        (
+            {"filter": {"ranges": {"year": {"min": "1990"}}}},
+            "filter.ranges.year.min",
+            "'filter.ranges.year.min': expected a number, found \"1990\"",
+        ),
+        (
+            {"filter": {"ranges": {"year": {"min": 2, "max": 1.5}}}},
+            "filter.ranges.year",
+            "'filter.ranges.year': expected min at most max, found 2 and 1.5",
+        ),
         ({"k": 0}, "k", "'k': expected at least 1, found 0"),
         ({"k": "5"}, "k", "'k': expected an integer, found \"5\""),
         ({"k": True}, "k", "'k': expected an integer, found true"),
