@@ -15,6 +15,7 @@ from mvrec_core import checkpoint, training
 from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
+from mvrec_core.diversity import pick
 from mvrec_core.errors import RequestError
 from mvrec_core.explanations import Explainer, Explanation, user_weights
 from mvrec_core.index import NOTHING, top_k
@@ -25,6 +26,8 @@ from mvrec_core.policy import Filter, eligible
 from mvrec_core.requests import MICROSECONDS, Candidate, Request, continued, microseconds, read_events, read_features
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 from mvrec_core.training import rank_scores
+
+LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class _User:
     row: int
     known: int  # events of the history that are in the catalogue
     unknown: int  # events of the request that are not
+
+
+def _pool(request: Request) -> int:
+    """How many of the best items a request's list is chosen from."""
+    return max(10 * request.k, LEAST_POOL) if request.diversity or request.caps else request.k
 
 
 class Recommender:
@@ -284,7 +292,7 @@ class Recommender:
     def _refuse(self, request: Request) -> RequestError | None:
         try:
             self._check_k(request.k)
-            self._attributes.check(request.where)
+            self._attributes.check(request.where, request.caps)
             if request.events:
                 read_events(self.config, self._data, [request.events])
         except RequestError as error:
@@ -303,23 +311,55 @@ class Recommender:
             seen = histories.item[histories.events_of(place)]
             own = self._filter(seen, request.exclude_seen, allow, self._known(request.deny))
             filters.append(replace(own, masks=[self._attributes.mask(condition) for condition in request.where]))
-        best = self._best(vectors, filters, max(request.k for request in requests))
+        mask = eligible(filters, len(self._items), self._device)
         rungs = [self._rung(user) for user in users]
-        for place, (request, rung) in enumerate(zip(requests, rungs, strict=True)):
-            if rung == "popularity":
-                mask = eligible([filters[place]], len(self._items), self._device)
-                found = top_k(self._popularity.new_ones(1, 1), self._popularity[:, None], request.k, mask)
-                best[place] = found.index[0].tolist(), found.score[0].tolist()
-        lists = [self._list(row[: r.k], score[: r.k]) for (row, score), r in zip(best, requests, strict=True)]
+        best = self._ranked(requests, rungs, vectors, mask)
+        lists = [self._list(rows, scores) for rows, scores in best]
         answers = [Answer(rung, items, user.unknown) for rung, items, user in zip(rungs, lists, users, strict=True)]
         asked = [place for place, request in enumerate(requests) if request.explain]
         if asked:
-            mask = eligible([filters[place] for place in asked], len(self._items), self._device)
             part = examples[np.array(asked)]
-            explained = self._explained([answers[place] for place in asked], histories, part, mask)
+            explained = self._explained([answers[place] for place in asked], histories, part, mask[asked])
             for place, answer in zip(asked, explained, strict=True):
                 answers[place] = answer
         return answers
+
+    @torch.no_grad()
+    def _ranked(
+        self, requests: Sequence[Request], rungs: Sequence[str], vectors_BD: torch.Tensor, mask_BN: torch.Tensor
+    ) -> list[tuple[list[int], list[float]]]:
+        """Rows and scores of each request's list, by the model or by what is popular."""
+        lists: list[tuple[list[int], list[float]]] = [([], [])] * len(requests)
+        by_model = self._items, 1 / self._model.tau, self._model.bias
+        by_popularity = self._popularity[:, None], 1.0, 0.0
+        for users_BD, ranked_by, popular in (
+            (vectors_BD, by_model, False),
+            (self._popularity.new_ones(len(requests), 1), by_popularity, True),
+        ):
+            waiting, grown = [b for b, rung in enumerate(rungs) if (rung == "popularity") == popular], 1
+            while waiting:  # a pool too small for the caps grows until the list is full or nothing is left
+                pools = [_pool(requests[b]) * grown for b in waiting]
+                most = min(max(pools), len(self._items))
+                found = top_k(users_BD[waiting], ranked_by[0], most, mask_BN[waiting], *ranked_by[1:])
+                short = []
+                for place, (b, pool) in enumerate(zip(waiting, pools, strict=True)):
+                    rows, scores = found.index[place, :pool], found.score[place, :pool]
+                    there = rows != NOTHING
+                    lists[b] = self._chosen(requests[b], rows[there], scores[there])
+                    if len(lists[b][0]) < requests[b].k and pool == int(there.sum()):
+                        short.append(b)
+                waiting, grown = short, 4 * grown
+        return lists
+
+    def _chosen(self, request: Request, rows: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
+        """Of the best rows, best first, those of the list that a request wants."""
+        if request.diversity or request.caps:
+            index = rows.cpu().numpy()
+            caps = [(self._attributes.categories[view].of_rows(index), most) for view, most in request.caps]
+            vectors_CD = self._items[rows].cpu().numpy()
+            chosen = pick(scores.double().cpu().numpy(), vectors_CD, request.k, request.diversity, caps)
+            rows, scores = rows[chosen], scores[chosen]
+        return rows[: request.k].tolist(), scores[: request.k].tolist()
 
     def _explained(
         self, answers: Sequence[Answer], histories: Histories, examples: Examples, eligible_BN: torch.Tensor

@@ -36,6 +36,8 @@ class Request:
 
     allow: the only items that may come, None for all; deny wins over it
     where: conditions on items, all of which have to hold
+    diversity: 0 .. 1, how much unlikeness to the items before it counts against an item's score
+    caps: category views, and how many items of one value a list may hold
     """
 
     user_id: str | None = None
@@ -45,6 +47,8 @@ class Request:
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
     where: tuple[Condition, ...] = ()
+    diversity: float = 0.0
+    caps: tuple[tuple[str, int], ...] = ()
     explain: bool = False
     now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
 

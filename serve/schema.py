@@ -90,6 +90,9 @@ Seconds = Annotated[
 ]
 
 
+Most = Annotated[int, Field(ge=1, strict=True)]
+
+
 class Strict(BaseModel):
     """A JSON object whose unknown keys are errors."""
 
@@ -159,6 +162,12 @@ class RecommendBody(UserBody):
     k: int = Field(10, ge=1, strict=True, description="how many items, at most the size of the catalogue")
     exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
     filter: FilterBody | None = None
+    diversity: float = Field(
+        0.0, ge=0, le=1, strict=True, description="how much it counts against an item to be like those above it"
+    )
+    caps: dict[str, Most] = Field(
+        {}, description='at most so many items of one value of a category view: {"genres": 3}'
+    )
     explain: bool = Field(False, strict=True, description="say why: the weights of the views, the events, the ranks")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "196", "k": 10}]})
@@ -173,6 +182,8 @@ class RecommendBody(UserBody):
             allow=None if limits.allow is None else frozenset(limits.allow),
             deny=frozenset(limits.deny),
             where=limits.where(),
+            diversity=self.diversity,
+            caps=tuple(self.caps.items()),
             explain=self.explain,
             now=self.now,
         )
@@ -224,7 +235,7 @@ class ItemAnswer(BaseModel):
 
     item_id: str
     score: float = Field(description="cosine / temperature + bias; the higher the better")
-    rank: int = Field(description="from 1")
+    rank: int = Field(description="from 1; with diversity or caps not the order of the scores")
     display: str | None = Field(description="what to show people, such as the title")
     views: dict[str, float] | None = Field(None, description="weights that sum to 1; only with explain")
     events: list[EventReason] | None = Field(None, description="those that moved the score most, the strongest first")
@@ -346,9 +357,9 @@ def _complaint(error: dict[str, Any]) -> str:
         case "value_error":
             return str(limits["error"])
         case "greater_than_equal":
-            return f"expected at least {limits['ge']}, found {value}"
+            return f"expected at least {limits['ge']:g}, found {value}"
         case "less_than_equal":
-            return f"expected at most {limits['le']}, found {value}"
+            return f"expected at most {limits['le']:g}, found {value}"
         case "too_short" | "too_long":
             bound = f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
             return f"expected {bound} entries, found {limits['actual_length']}"

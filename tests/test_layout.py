@@ -30,6 +30,7 @@ ORDER = (
     "attributes",
     "policy",
     "index",
+    "diversity",
     "beyond_accuracy",
     "model",
     "training",

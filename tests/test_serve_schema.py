@@ -50,6 +50,8 @@ def test_a_body_becomes_a_request():
             "categories": {"genres": {"any": ["科幻", 7], "none": ["x"]}, "shop": {}},
             "ranges": {"year": {"min": 1990, "max": 1999.5}},
         },
+        "diversity": 0.25,
+        "caps": {"genres": 2},
         "explain": True,
         "now": "1997-12-05T00:00:00Z",
     }
@@ -65,6 +67,8 @@ def test_a_body_becomes_a_request():
             OneOf("shop"),
             Between("year", 1990, 1999.5),
         ),
+        diversity=0.25,
+        caps=(("genres", 2),),
         explain=True,
         now=881280000.0,
     )
@@ -189,6 +193,8 @@ def test_health(client):
             "filter.ranges.year",
             "'filter.ranges.year': expected min at most max, found 2 and 1.5",
         ),
+        ({"diversity": 1.5}, "diversity", "'diversity': expected at most 1, found 1.5"),
+        ({"caps": {"genres": 0}}, "caps.genres", "'caps.genres': expected at least 1, found 0"),
         ({"k": 0}, "k", "'k': expected at least 1, found 0"),
         ({"k": "5"}, "k", "'k': expected an integer, found \"5\""),
         ({"k": True}, "k", "'k': expected an integer, found true"),
@@ -294,7 +300,8 @@ def test_openapi_describes_the_bodies(client):
     assert post["requestBody"] == {"content": {"application/json": {"schema": schema}}, "required": True}
     assert set(post["responses"]) == {"200", "400", "413", "422", "503"}
     body = api["components"]["schemas"]["RecommendBody"]
-    assert set(body["properties"]) == {"user_id", "events", "now", "k", "exclude_seen", "filter", "explain"}
+    keys = {"user_id", "events", "now", "k", "exclude_seen", "filter", "diversity", "caps", "explain"}
+    assert set(body["properties"]) == keys
     assert body["additionalProperties"] is False
     ids = {"type": "string"}, {"type": "integer"}
     assert api["components"]["schemas"]["EventBody"]["properties"]["item_id"]["anyOf"] == list(ids)
