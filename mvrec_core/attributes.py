@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -59,20 +59,13 @@ class Values:
     code: np.ndarray
 
     @staticmethod
-    def of(values: pa.ListArray, codes: Mapping[str, int]) -> Values:
-        """Of n rows of text lists; values that `codes` lacks get the next codes."""
+    def of(values: pa.ListArray) -> Values:
+        """Of N rows of text lists."""
         encoded = pc.dictionary_encode(values.flatten())
-        known = dict(codes)
-        own = [known.setdefault(value, len(known)) for value in encoded.dictionary.to_pylist()]
+        codes = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
         size = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        place = encoded.indices.to_numpy(zero_copy_only=False)
-        code = np.array(own, np.int32)[place] if own else np.zeros(0, np.int32)
-        return Values(known, np.concatenate([[0], np.cumsum(size)]).astype(np.int64), code)
-
-    def then(self, more: Values) -> Values:
-        """These rows, then others whose codes continue these."""
-        first = np.concatenate([self.first, self.first[-1] + more.first[1:]])
-        return Values(more.codes, first, np.concatenate([self.code, more.code]))
+        first = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
+        return Values(codes, first, encoded.indices.to_numpy(zero_copy_only=False))
 
     def having(self, values: frozenset[str]) -> np.ndarray:
         """bool [N]: rows with one of these values."""
@@ -94,12 +87,13 @@ class Values:
 
 
 class Attributes:
-    """categories: {view: Values}; numbers: {view: float64 [N], NaN where missing}. Threads may share it."""
+    """categories: {view: Values}; numbers: {view: float64 [N], NaN where missing}; mask: of a condition whose view has
+    been checked bool [N], kept for the next request. Threads may share it."""
 
     def __init__(self, categories: Mapping[str, Values], numbers: Mapping[str, np.ndarray]):
         self.categories = categories
         self.numbers = numbers
-        self.mask = lru_cache(KEPT_MASKS)(self._mask)
+        self.mask = lru_cache(KEPT_MASKS)(partial(_mask, categories, numbers))
 
     @staticmethod
     def of(config: Config, table: pa.Table) -> Attributes:
@@ -109,7 +103,7 @@ class Attributes:
         for name, view in config.views_at("item").items():
             if view.kind == "category":
                 column = pa.chunked_array([nothing, *table[name].cast(pa.list_(pa.string())).chunks])
-                categories[name] = Values.of(column.combine_chunks(), {})
+                categories[name] = Values.of(column.combine_chunks())
             elif view.kind == "number":
                 values = table[name].cast(pa.float64()).to_numpy()
                 numbers[name] = np.concatenate([np.full(FIRST, np.nan), values])
@@ -128,13 +122,14 @@ class Attributes:
                 field = f"caps.{view}"
                 raise RequestError(f"{field}: not a category view of items; {nearest(view, self.categories)}", field)
 
-    def _mask(self, condition: Condition) -> Tensor:
-        """bool [N]: rows that a condition, whose view has been checked, lets through. Kept for the next request."""
-        if isinstance(condition, OneOf):
-            values = self.categories[condition.view]
-            mask = np.ones(len(values.first) - 1, bool) if condition.any is None else values.having(condition.any)
-            return torch.from_numpy(mask & ~values.having(condition.none) if condition.none else mask)
-        number = self.numbers[condition.view]
-        low = -np.inf if condition.min is None else condition.min
-        high = np.inf if condition.max is None else condition.max
-        return torch.from_numpy((number >= low) & (number <= high))
+
+def _mask(categories: Mapping[str, Values], numbers: Mapping[str, np.ndarray], condition: Condition) -> Tensor:
+    """bool [N]: rows that a condition, whose view has been checked, lets through."""
+    if isinstance(condition, OneOf):
+        values = categories[condition.view]
+        mask = np.ones(len(values.first) - 1, bool) if condition.any is None else values.having(condition.any)
+        return torch.from_numpy(mask & ~values.having(condition.none) if condition.none else mask)
+    number = numbers[condition.view]
+    low = -np.inf if condition.min is None else condition.min
+    high = np.inf if condition.max is None else condition.max
+    return torch.from_numpy((number >= low) & (number <= high))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,16 @@ from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
 from mvrec_core.diversity import pick
-from mvrec_core.errors import RequestError
+from mvrec_core.errors import ConfigError, RequestError
 from mvrec_core.explanations import Explainer, Explanation, user_weights
-from mvrec_core.index import NOTHING, top_k
+from mvrec_core.index import NOTHING, best, top_k
+from mvrec_core.live_items import Items, encode
 from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.requests import MICROSECONDS, Candidate, Request, continued, microseconds, read_events, read_features
+from mvrec_core.requests import MICROSECONDS, Candidate, Item, Request, continued, microseconds, read_events
+from mvrec_core.rules import Rules
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 from mvrec_core.training import rank_scores
 
@@ -40,6 +44,14 @@ class Recommended:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """An item that a rule kept from a list: it would have stood above the list's last one."""
+
+    item_id: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: of the request's events;
     views: the mean view weights of the user's steps, where an explanation was asked for."""
@@ -48,6 +60,7 @@ class Answer:
     items: list[Recommended]
     unknown_items: int
     views: dict[str, float] | None = None
+    withheld: tuple[Withheld, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,34 +85,83 @@ def _pool(request: Request) -> int:
 
 
 class Recommender:
-    """Reads only, so threads may share it."""
+    """Reads only, so threads may share it. Other items or rules make another Recommender, and a caller who swaps one
+    reference sees one catalogue in each answer.
+
+    items_version: what the caller of with_items called its items; 0 for those of the checkpoint
+    """
 
     def __init__(self, loaded: checkpoint.Checkpoint):
         self.config: Config = loaded.config
         self.model_version = loaded.model_version
+        self.items_version = 0
+        self._rules = Rules()
         self._model = loaded.model
-        self._data = loaded.data
         self._histories = loaded.data.histories(loaded.config)
         self._rows = {user_id: row for row, user_id in enumerate(self._histories.user_ids.to_pylist())}
-        self._items = loaded.item_vectors
         self._device = loaded.item_vectors.device
-        self._attributes = Attributes.of(self.config, self._data.catalog.table)
-        self._views, _ = training.catalogue(self._model)
+        self._tokens = Lock()  # a tokenizer serves one thread at a time
+        views, _ = training.catalogue(self._model)
         with torch.no_grad():
-            weights = self._model.item_vectors(self._views)[1]
-        self._explainer = Explainer(self._model, self._data.catalog, self._views, weights, self._items)
+            weights = self._model.item_vectors(views)[1]
         train = self._histories.item[self._histories.split == TRAIN]
-        counts = np.bincount(train, minlength=len(self._items)).astype(np.float32)
-        self._popularity = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
+        counts = np.bincount(train, minlength=len(loaded.item_vectors)).astype(np.float32)
+        share = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
+        nothing = torch.zeros(len(share), dtype=torch.bool, device=self._device)
+        self._take(loaded.data, Items(loaded.data.catalog, views, loaded.item_vectors, weights, share, nothing))
+
+    def _take(self, data: checkpoint.Data, items: Items) -> None:
+        """Lays out what requests read. Of a Recommender that nobody else knows yet."""
+        self._data = replace(data, catalog=items.catalog)
+        self._all = items
+        self._items, self._views, self._popularity = items.vectors, items.views, items.share
+        self._explainer = Explainer(self._model, items.catalog, items.views, items.weights, items.vectors)
+        self._attributes = Attributes.of(self.config, items.catalog.table)
+        self._masks = [~items.gone] if bool(items.gone.any()) else []
+        self.n_items = len(items)  # that may come, unless a rule withholds them
+        self._why = self._reasons(self._rules)
+        self._blocked = torch.from_numpy(np.array(sorted(self._why), np.int64)).to(self._device)
 
     @staticmethod
     def load(directory: str | Path, device: str = "cpu") -> Recommender:
         """Raises CheckpointError for a directory that is not a whole, unchanged checkpoint."""
         return Recommender(checkpoint.load(directory, device))
 
-    @property
-    def n_items(self) -> int:
-        return len(self._data.catalog)
+    def with_items(self, items: Sequence[Item], version: int) -> Recommender:
+        """This one with items added, changed or removed; of an id the last entry counts. Raises RequestError naming
+        the column of a wrong value."""
+        latest = {item.item_id: item for item in items}
+        kept = [item for item in latest.values() if item.features is not None]
+        now = self._all.without([item.item_id for item in latest.values() if item.features is None])
+        if kept:
+            with self._tokens:
+                now = now.with_items(self._model, self._data, kept)
+        other = copy.copy(self)
+        other.items_version = version
+        other._take(self._data, now)
+        return other
+
+    def with_rules(self, rules: Rules) -> Recommender:
+        """This one with other rules. Raises ConfigError for a view that items do not have."""
+        other = copy.copy(self)
+        other._rules = rules
+        other._take(self._data, self._all)
+        return other
+
+    def _reasons(self, rules: Rules) -> dict[int, str]:
+        """{row: why} of the items that must not come."""
+        why: dict[int, str] = {}
+        for place, rule in enumerate(rules.block):
+            try:
+                self._attributes.check(rule.conditions)
+            except RequestError as error:
+                raise ConfigError(f"block.{place}.{str(error).removeprefix('filter.')}") from None
+            rows = self._known(frozenset(rule.items)).tolist()
+            for condition in rule.conditions:
+                rows += self._attributes.mask(condition)[FIRST:].nonzero()[:, 0].add(FIRST).tolist()
+            for row in rows:
+                why.setdefault(row, rule.why)
+        return why
 
     # requests
 
@@ -125,9 +187,11 @@ class Recommender:
         if new:
             vectors = vectors.clone()
             vectors[new] = self._new_vectors([dict(candidates[place].features or {}) for place in new])
-        known = (index >= FIRST) | np.isin(np.arange(len(candidates)), new)
+        known = (index >= FIRST) & ~self._all.gone[index].cpu().numpy()
+        strangers = sum(1 for place, there in enumerate(known) if not there and candidates[place].features is None)
+        known[new] = True
         if rung == "popularity":
-            known &= index >= FIRST
+            known &= index >= FIRST  # of what is not in the catalogue nobody knows how popular it is
             scores = self._popularity[index]
             chances = scores
         else:
@@ -139,16 +203,16 @@ class Recommender:
             Scored(c.item_id, float(s) if k else None, float(p) if k else None)
             for c, k, s, p in zip(candidates, known, scores, chances, strict=True)
         ]
-        strangers = sum(1 for place, i in enumerate(index) if i < FIRST and candidates[place].features is None)
         return rung, scored, users[0].unknown + strangers
 
     def similar(self, item_id: str, k: int) -> list[Recommended]:
         """The k items whose vectors are nearest by cosine, the item itself left out. Raises RequestError."""
         self._check_k(k)
         index = int(self._data.catalog.ids.index([item_id])[0])
-        if index == UNKNOWN:
+        if index == UNKNOWN or self._all.gone[index]:
             raise RequestError(f"item_id: '{item_id}' is not in the catalogue", "item_id", 404)
-        allowed = eligible([Filter(deny=[index])], len(self._items), self._device)
+        allowed = eligible([Filter(deny=[index], masks=self._masks)], len(self._items), self._device)
+        allowed[:, self._blocked] = False
         found = top_k(self._items[[index]], self._items, k, allowed)
         return self._list(found.index[0].tolist(), found.score[0].tolist())
 
@@ -310,12 +374,15 @@ class Recommender:
             allow = None if request.allow is None else self._known(request.allow)
             seen = histories.item[histories.events_of(place)]
             own = self._filter(seen, request.exclude_seen, allow, self._known(request.deny))
-            filters.append(replace(own, masks=[self._attributes.mask(condition) for condition in request.where]))
-        mask = eligible(filters, len(self._items), self._device)
+            filters.append(replace(own, masks=[*own.masks, *map(self._attributes.mask, request.where)]))
+        wanted = eligible(filters, len(self._items), self._device)
+        mask = wanted.index_fill(1, self._blocked, False) if len(self._blocked) else wanted
         rungs = [self._rung(user) for user in users]
-        best = self._ranked(requests, rungs, vectors, mask)
-        lists = [self._list(rows, scores) for rows, scores in best]
+        lists = [self._list(*chosen) for chosen in self._ranked(requests, rungs, vectors, mask)]
         answers = [Answer(rung, items, user.unknown) for rung, items, user in zip(rungs, lists, users, strict=True)]
+        if len(self._blocked):
+            held = self._withheld(answers, requests, vectors, wanted)
+            answers = [replace(answer, withheld=items) for answer, items in zip(answers, held, strict=True)]
         asked = [place for place, request in enumerate(requests) if request.explain]
         if asked:
             part = examples[np.array(asked)]
@@ -350,6 +417,24 @@ class Recommender:
                         short.append(b)
                 waiting, grown = short, 4 * grown
         return lists
+
+    @torch.no_grad()
+    def _withheld(
+        self, answers: Sequence[Answer], requests: Sequence[Request], vectors_BD: torch.Tensor, wanted_BN: torch.Tensor
+    ) -> list[tuple[Withheld, ...]]:
+        """For each answer what rules kept from it, at most k items, best first."""
+        rows, most = self._blocked, min(max(request.k for request in requests), len(self._blocked))
+        scores_BW = vectors_BD @ self._items[rows].T / self._model.tau + self._model.bias
+        popular_B1 = torch.tensor([[answer.rung == "popularity"] for answer in answers], device=rows.device)
+        scores_BW = torch.where(popular_B1, self._popularity[rows], scores_BW)
+        found = best(scores_BW.masked_fill(~wanted_BN[:, rows], -torch.inf), most)
+        out = []
+        for answer, request, places, scores in zip(answers, requests, found.index, found.score, strict=True):
+            full = len(answer.items) == request.k
+            lowest = min(item.score for item in answer.items) if full else -torch.inf
+            kept = rows[places[(scores > lowest) & (places != NOTHING)][: request.k]].tolist()
+            out.append(tuple(Withheld(self._data.catalog.ids.value(row), self._why[row]) for row in kept))
+        return out
 
     def _chosen(self, request: Request, rows: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
         """Of the best rows, best first, those of the list that a request wants."""
@@ -393,7 +478,7 @@ class Recommender:
     def _filter(
         self, seen: np.ndarray, exclude_seen: bool, allow: np.ndarray | None = None, deny: np.ndarray | tuple = ()
     ) -> Filter:
-        return Filter(seen[seen >= FIRST] if exclude_seen else (), allow, deny)
+        return Filter(seen[seen >= FIRST] if exclude_seen else (), allow, deny, self._masks)
 
     def _known(self, ids: frozenset[str]) -> np.ndarray:
         index = self._data.catalog.ids.index(sorted(ids))
@@ -429,7 +514,5 @@ class Recommender:
 
     def _new_vectors(self, features: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Unit vectors of items that are not in the catalogue, from their raw columns."""
-        table, texts = read_features(self.config, self._data.fitted, features)
-        with torch.no_grad():
-            tensors = item_features(self.config, table, self._data.fitted, rows_before=0)
-            return self._model.item_vectors(self._model.new_item_views(tensors, texts))[0]
+        with self._tokens, torch.no_grad():
+            return self._model.item_vectors(encode(self._model, self._data, features)[1])[0]

@@ -61,6 +61,15 @@ class Candidate:
     features: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Item:
+    """An item to be added to the catalogue or changed, by its raw columns; to be removed where they are None."""
+
+    item_id: str
+    features: Mapping[str, Any] | None = None
+    display: str | None = None  # None: the first of the text's columns
+
+
 def read_events(config: Config, data: Data, events: Sequence[Sequence[Event]]) -> Histories:
     """The events of n requests as n histories without profiles. Raises RequestError naming the column."""
     flat = [event for history in events for event in history]
@@ -120,19 +129,20 @@ def _profiles(values: np.ndarray, rows: Sequence[int]) -> np.ndarray:
 
 
 def read_features(
-    config: Config, fitted: Fitted, rows: Sequence[Mapping[str, Any]]
+    config: Config, fitted: Fitted, rows: Sequence[Mapping[str, Any]], where: str = "candidates"
 ) -> tuple[pa.Table, list[str | None]]:
-    """New items' raw columns as the table that model.item_features reads, and their texts. Raises RequestError."""
+    """New items' raw columns as the table that model.item_features reads, and their texts. Raises RequestError, which
+    calls the rows `where`."""
     columns: dict[str, pa.Array] = {}
     texts: list[str | None] = [None] * len(rows)
     for name, view in config.views_at("item").items():
         if isinstance(view, TextView):
             texts = read_texts(rows, view)
         elif isinstance(view, (CategoryView, NumberView)):
-            columns[name] = _raw_values(view, [row.get(view.column) for row in rows], "candidates")
+            columns[name] = _raw_values(view, [row.get(view.column) for row in rows], where)
         elif isinstance(view, VectorView):
             size = len(fitted.vectors[name][0])
-            columns[name] = _raw_vectors(view, [row.get(view.column) for row in rows], size, "candidates")
+            columns[name] = _raw_vectors(view, [row.get(view.column) for row in rows], size, where)
     return pa.table(columns or {"none": pa.nulls(len(rows))}), texts
 
 

@@ -70,17 +70,14 @@ def test_an_unknown_view_names_the_nearest(attributes, condition, message):
     assert (str(error.value), error.value.field) == (message, message.partition(":")[0])
 
 
-def test_values_of_rows_and_more_rows():
-    lists = pa.array([["a", "b"], None, [], ["b", "b"]], pa.list_(pa.string()))
-    values = Values.of(lists, {})
+def test_values_of_rows():
+    values = Values.of(pa.array([["a", "b"], None, [], ["b", "b"]], pa.list_(pa.string())))
     assert values.of_rows(np.array([3, 1, 0])).tolist() == [[2, 2], [0, 0], [1, 2]]
-    longer = values.then(Values.of(pa.array([["新"], ["a"]], pa.list_(pa.string())), values.codes))
-    assert longer.having(frozenset({"a", "新"})).tolist() == [True, False, False, False, True, True]
     assert values.of_rows(np.zeros(0, np.int64)).shape[0] == 0
 
 
 def test_no_values_at_all():
-    values = Values.of(pa.nulls(2, pa.list_(pa.string())), {})
+    values = Values.of(pa.nulls(2, pa.list_(pa.string())))
     assert values.having(frozenset({"a"})).tolist() == [False, False]
     assert values.of_rows(np.arange(2)).tolist() == [
         [0],
