@@ -314,6 +314,10 @@ class ServeConfig(Node):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)
     threads: int = Field(1, ge=1)  # of torch a replica
+    redis_url: str | None = Field(None, pattern="^(redis|rediss|unix)://")  # None: live events are kept in a file
+    state_dir: str | None = None  # where that file is, on a disk of this machine; None: "state" beside the checkpoint
+    rules: str | None = None  # a YAML file of what must not be recommended, read again when it changes
+    audit: str | None = None  # where lines of JSON say what rules withheld; None: withheld.jsonl in state_dir
 
 
 class Config(Node):

@@ -26,11 +26,21 @@ from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.requests import MICROSECONDS, Candidate, Item, Request, continued, microseconds, read_events
+from mvrec_core.requests import (
+    MICROSECONDS,
+    Candidate,
+    Item,
+    Request,
+    continued,
+    microseconds,
+    read_events,
+    read_features,
+)
 from mvrec_core.rules import Rules
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 from mvrec_core.training import rank_scores
 
+MOST_WITHHELD = 20  # items that an answer names
 LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
 
 
@@ -140,6 +150,15 @@ class Recommender:
         other.items_version = version
         other._take(self._data, now)
         return other
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raises RequestError naming the column of a value that with_items would refuse; far quicker than that."""
+        read_features(self.config, self._data.fitted, [item.features or {} for item in items], "items")
+
+    def knows(self, item_ids: Sequence[str]) -> list[bool]:
+        """Which items may come, as far as rules let them."""
+        rows = self._data.catalog.ids.index(item_ids)
+        return ((rows >= FIRST) & ~self._all.gone[rows].cpu().numpy()).tolist()
 
     def with_rules(self, rules: Rules) -> Recommender:
         """This one with other rules. Raises ConfigError for a view that items do not have."""
@@ -422,8 +441,8 @@ class Recommender:
     def _withheld(
         self, answers: Sequence[Answer], requests: Sequence[Request], vectors_BD: torch.Tensor, wanted_BN: torch.Tensor
     ) -> list[tuple[Withheld, ...]]:
-        """For each answer what rules kept from it, at most k items, best first."""
-        rows, most = self._blocked, min(max(request.k for request in requests), len(self._blocked))
+        """For each answer what rules kept from it, best first."""
+        rows, most = self._blocked, min(MOST_WITHHELD, len(self._blocked))
         scores_BW = vectors_BD @ self._items[rows].T / self._model.tau + self._model.bias
         popular_B1 = torch.tensor([[answer.rung == "popularity"] for answer in answers], device=rows.device)
         scores_BW = torch.where(popular_B1, self._popularity[rows], scores_BW)
@@ -432,7 +451,7 @@ class Recommender:
         for answer, request, places, scores in zip(answers, requests, found.index, found.score, strict=True):
             full = len(answer.items) == request.k
             lowest = min(item.score for item in answer.items) if full else -torch.inf
-            kept = rows[places[(scores > lowest) & (places != NOTHING)][: request.k]].tolist()
+            kept = rows[places[(scores > lowest) & (places != NOTHING)]].tolist()
             out.append(tuple(Withheld(self._data.catalog.ids.value(row), self._why[row]) for row in kept))
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +14,16 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from mvrec_core.config import ServeConfig
+from mvrec_core.errors import RequestError
 from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
-from mvrec_core.requests import Candidate, Request
+from mvrec_core.requests import Candidate, Item, Request
 from serve.api import create_api
 from serve.batching import Batcher
+from serve.current import Current
+from serve.items import open_items
+from serve.redis_client import RedisClient
+from serve.rules import AuditLog, RulesFile
+from serve.schema import items_values
 from serve.settings import serve_settings
 
 APP_NAME = "mvrec"
@@ -38,6 +45,10 @@ class BuildArgs(BaseModel):
     max_replicas: int | None = None
     max_batch_size: int | None = None
     batch_wait_s: float | None = None
+    redis_url: str | None = None
+    state_dir: str | None = None
+    rules: str | None = None
+    audit: str | None = None
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -49,6 +60,9 @@ def build(args: dict[str, Any]) -> serve.Application:
 def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
     """The application that serves `checkpoint` with `settings`."""
     admitted = ADMITTED_BATCHES * settings.max_batch_size
+    state = Path(settings.state_dir or Path(checkpoint).resolve().parent / "state").resolve()
+    rules = None if settings.rules is None else str(Path(settings.rules).resolve())
+    audit = str(Path(settings.audit or state / "withheld.jsonl").resolve())
     deployment = serve.deployment(
         name="Replica",
         ray_actor_options={"num_cpus": settings.threads},
@@ -63,7 +77,9 @@ def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=TIMEOUT_S,
     )
-    return deployment(serve.ingress()(Replica)).bind(checkpoint, settings.model_dump())
+    return deployment(serve.ingress()(Replica)).bind(
+        checkpoint, {**settings.model_dump(), "state_dir": str(state), "rules": rules, "audit": audit}
+    )
 
 
 class Replica:
@@ -72,28 +88,60 @@ class Replica:
     def __init__(self, checkpoint: str, settings: dict[str, Any]):
         self.settings = ServeConfig.model_validate(settings)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
-        self.recommender = Recommender.load(checkpoint, device="cpu")
-        self.model_version = self.recommender.model_version
-        self.n_items = self.recommender.n_items
+        recommender = Recommender.load(checkpoint, device="cpu")
+        self.model_version = recommender.model_version
+        redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
+        items = open_items(self.settings, recommender.config.name, redis)
+        rules, audit = self.settings.rules, self.settings.audit
+        self._current = Current(recommender, items, RulesFile(Path(rules)) if rules else None)
+        self._audit = AuditLog(Path(audit)) if rules and audit else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
         self._batcher = Batcher(
-            self.recommender.recommend, self._thread, self.settings.max_batch_size, self.settings.batch_wait_s
+            lambda requests: self.recommender.recommend(requests),
+            self._thread,
+            self.settings.max_batch_size,
+            self.settings.batch_wait_s,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S)
 
+    @property
+    def recommender(self) -> Recommender:
+        return self._current.recommender
+
+    @property
+    def n_items(self) -> int:
+        return self.recommender.n_items
+
     async def recommend(self, request: Request) -> Answer:
-        return await self._batcher.answer(request)
+        await self._current.catch_up()
+        answer = await self._batcher.answer(request)
+        if self._audit is not None:
+            self._audit.write(answer, self.model_version)
+        return answer
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]:
-        return await self._in_thread(self.recommender.score, request, candidates)
+        recommender = await self._current.catch_up()
+        return await self._in_thread(recommender.score, request, candidates)
 
     async def similar(self, item_id: str, k: int) -> list[Recommended]:
-        return await self._in_thread(self.recommender.similar, item_id, k)
+        recommender = await self._current.catch_up()
+        return await self._in_thread(recommender.similar, item_id, k)
+
+    async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
+        return items_values(self.model_version, await self._current.put(items))
+
+    async def remove_items(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        known = (await self._current.catch_up()).knows(item_ids)
+        if not all(known):
+            strange = next(item_id for item_id, there in zip(item_ids, known, strict=True) if not there)
+            raise RequestError(f"item_id: '{strange}' is not in the catalogue", "item_id", 404)
+        return items_values(self.model_version, await self._current.put([Item(item_id) for item_id in item_ids]))
 
     async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
-        return await self._in_thread(self.recommender.history, user_id, limit)
+        recommender = await self._current.catch_up()
+        return await self._in_thread(recommender.history, user_id, limit)
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         return await self._in_thread(self.recommender.users, prefix, limit)

@@ -15,15 +15,16 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from mvrec_core.attributes import Between, Condition, OneOf
 from mvrec_core.errors import nearest
 from mvrec_core.explanations import Explanation
-from mvrec_core.recommender import Answer, Recommended, Scored
-from mvrec_core.requests import Candidate, Event, Request
+from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
+from mvrec_core.requests import Candidate, Event, Item, Request
 
 MAX_CANDIDATES = 1000
+MAX_ITEMS = 200  # that one call may change: their texts are encoded before it is answered
 MAX_REASONS = 5  # events of an explanation
 EXPECTED = {  # by the beginning of pydantic's name of an error
     "int": "an integer",
@@ -35,6 +36,8 @@ EXPECTED = {  # by the beginning of pydantic's name of an error
     "dict": "a JSON object",
     "model": "a JSON object",
 }
+NULL: dict[str, Any] = {"type": "null"}
+NOT_NULL: dict[str, Any] = {"not": NULL}
 FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999, as datetime has them
 
 
@@ -86,10 +89,24 @@ Id = Annotated[
 Seconds = Annotated[
     float,
     BeforeValidator(_seconds),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}], "examples": [881250949]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": FIRST_SECOND, "maximum": LAST_SECOND},
+                {"type": "string", "format": "date-time"},
+            ],
+            "examples": [881250949],
+        }
+    ),
 ]
 
 
+def _plain(features: dict[str, Any]) -> dict[str, Any]:
+    _id(json.dumps(features, ensure_ascii=False))  # half a surrogate pair may be anywhere
+    return features
+
+
+Features = Annotated[dict[str, Any], AfterValidator(_plain)]
 Most = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -193,8 +210,17 @@ class CandidateBody(Strict):
     """An item of the catalogue, or one that is not in it, described by its columns."""
 
     item_id: Id | None = None
-    features: dict[str, Any] | None = Field(
+    features: Features | None = Field(
         None, description='columns of the items file: {"title": ..., "image": [0.1, ...]}'
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["item_id"], "properties": {"item_id": NOT_NULL, "features": NULL}},
+                {"required": ["features"], "properties": {"features": NOT_NULL, "item_id": NULL}},
+            ]
+        }
     )
 
     @model_validator(mode="after")
@@ -218,6 +244,25 @@ class ScoreBody(UserBody):
     def request(self) -> tuple[Request, tuple[Candidate, ...]]:
         candidates = tuple(Candidate(one.item_id, one.features) for one in self.candidates)
         return Request(user_id=self.user_id, events=self._events(), now=self.now), candidates
+
+
+class ItemBody(Strict):
+    """An item as it is from now on: a column that is not given is missing."""
+
+    item_id: Id
+    features: Features = Field(description='columns of the items file: {"title": ..., "image": [0.1, ...]}')
+    display: str | None = Field(None, description="what to show people; if left out, the first column of the text")
+
+
+class ItemsBody(Strict):
+    items: tuple[ItemBody, ...] = Field(min_length=1, max_length=MAX_ITEMS)
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"item_id": "1683", "features": {"title": "Alien", "year": 1979}}]}]}
+    )
+
+    def changes(self) -> tuple[Item, ...]:
+        return tuple(Item(one.item_id, one.features, one.display) for one in self.items)
 
 
 class EventReason(BaseModel):
@@ -269,6 +314,12 @@ class SimilarAnswer(BaseModel):
     model_version: str
     item_id: str
     items: list[ItemAnswer]
+
+
+class ItemsAnswer(BaseModel):
+    model_version: str
+    items_version: int = Field(description="grows with each change of the catalogue since the model was trained")
+    items: int = Field(description="how many there are to recommend now")
 
 
 class HistoryEvent(BaseModel):
@@ -332,6 +383,15 @@ def score_values(model_version: str, rung: str, scored: Sequence[Scored], unknow
     """A ScoreAnswer as plain values."""
     each = [{"item_id": one.item_id, "score": one.score, "probability": one.probability} for one in scored]
     return {"model_version": model_version, "rung": rung, "candidates": each, "unknown_items": unknown_items}
+
+
+def items_values(model_version: str, recommender: Recommender) -> dict[str, Any]:
+    """An ItemsAnswer as plain values."""
+    return {
+        "model_version": model_version,
+        "items_version": recommender.items_version,
+        "items": recommender.n_items,
+    }
 
 
 def error_values(code: str, message: str, field: str | None = None) -> dict[str, Any]:

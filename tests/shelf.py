@@ -9,7 +9,7 @@ from typing import Any
 from mvrec_core.errors import RequestError
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
-from mvrec_core.requests import Candidate, Request
+from mvrec_core.requests import Candidate, Item, Request
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
 WHY = Explanation(
@@ -32,6 +32,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.request: Request | None = None
+        self.items: tuple[Item, ...] = ()
         self.delay_s = 0.0
 
     async def recommend(self, request: Request) -> Answer:
@@ -60,6 +61,16 @@ class Shelf:
             raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
         others = [item for item in TITLES if item != item_id][:k]
         return [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
+
+    async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
+        self.items = tuple(items)
+        return {"model_version": self.model_version, "items_version": 1, "items": 3 + len(items)}
+
+    async def remove_items(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        for item_id in item_ids:
+            if item_id not in TITLES:
+                raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
+        return {"model_version": self.model_version, "items_version": 1, "items": 3 - len(item_ids)}
 
     async def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
         if user_id != "ann":

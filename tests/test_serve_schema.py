@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from mvrec_core.attributes import Between, OneOf
 from mvrec_core.errors import CheckpointError, ConfigError, RequestError
 from mvrec_core.recommender import Answer
-from mvrec_core.requests import Candidate, Event, Request
+from mvrec_core.requests import Candidate, Event, Item, Request
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.limits import MAX_BODY
@@ -154,6 +154,31 @@ def test_score(client):
         ],
         "unknown_items": 1,
     }
+
+
+def test_items_are_put_and_removed(client, shelf):
+    new = {"item_id": 9, "features": {"title": "红楼梦", "year": 1987, "genres": ["剧情"]}}
+    answer = client.put("/v1/items", json={"items": [new, {"item_id": "x", "features": {}, "display": "X"}]})
+    assert answer.json() == {"model_version": "shelf-1", "items_version": 1, "items": 5}
+    assert shelf.items == (Item("9", new["features"]), Item("x", {}, "X"))
+    assert client.delete("/v1/items/a").json()["items"] == 2
+    assert client.delete("/v1/items?item_id=a&item_id=b").json()["items"] == 1
+    assert error(client.delete("/v1/items/x%2Fy")) == (404, "not_found", "item_id")
+    assert error(client.delete("/v1/items")) == (422, "invalid_request", "item_id")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"items": []}, "items"),
+        ({"items": [{"item_id": "a"}]}, "items.0.features"),
+        ({"items": [{"item_id": "a", "features": {"title": "\ud800"}}]}, "items.0.features"),
+        ({"items": [{"item_id": "a", "features": {}, "titel": "A"}]}, "items.0.titel"),
+        ({"items": [{"item_id": "a", "features": {}}] * 201}, "items"),
+    ],
+)
+def test_mistakes_in_items(client, body, field):
+    assert error(client.put("/v1/items", content=json.dumps(body))) == (422, "invalid_request", field)
 
 
 def test_similar_users_and_history(client):
