@@ -6,7 +6,7 @@ Shapes: N catalogue rows, PAD and UNKNOWN included; m items; K item-level views,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Items:
     weights   of the views [N, K]
     share     [N]: of train events
     gone      bool [N]: items that were removed. They keep their row, since a history may hold them.
+    fresh     int64: rows that are not, or not any more, what the checkpoint has
     """
 
     catalog: Catalog
@@ -41,6 +42,7 @@ class Items:
     weights: Tensor
     share: Tensor
     gone: Tensor
+    fresh: Tensor
 
     def __len__(self) -> int:
         """Items that may come: those that were not removed."""
@@ -51,7 +53,7 @@ class Items:
         rows = self.catalog.ids.index(sorted(item_ids))
         gone = self.gone.clone()
         gone[torch.from_numpy(rows[rows >= FIRST]).to(gone.device)] = True
-        return Items(self.catalog, self.views, self.vectors, self.weights, self.share, gone)
+        return replace(self, gone=gone)
 
     def with_items(self, model: MVRec, data: Data, items: Sequence[Item]) -> Items:
         """These and m more, each once, with features; one that is here takes the new features and keeps its id's
@@ -88,6 +90,7 @@ class Items:
             then(self.weights, weights),
             share,
             gone,
+            torch.cat([self.fresh, torch.from_numpy(np.where(known, rows, n + np.cumsum(~known) - 1))]).unique(),
         )
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from mvrec_core import checkpoint, training
+from mvrec_core.approximate import Approximate
 from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
@@ -41,6 +42,8 @@ from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stag
 from mvrec_core.training import rank_scores
 
 MOST_WITHHELD = 20  # items that an answer names
+TRIED_USERS = 200  # on whom the recall of approximate search is measured
+ANY = Request()
 LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
 
 
@@ -118,7 +121,9 @@ class Recommender:
         counts = np.bincount(train, minlength=len(loaded.item_vectors)).astype(np.float32)
         share = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
         nothing = torch.zeros(len(share), dtype=torch.bool, device=self._device)
-        self._take(loaded.data, Items(loaded.data.catalog, views, loaded.item_vectors, weights, share, nothing))
+        self._approximate: Approximate | None = None
+        fresh = torch.zeros(0, dtype=torch.int64, device=self._device)
+        self._take(loaded.data, Items(loaded.data.catalog, views, loaded.item_vectors, weights, share, nothing, fresh))
 
     def _take(self, data: checkpoint.Data, items: Items) -> None:
         """Lays out what requests read. Of a Recommender that nobody else knows yet."""
@@ -149,6 +154,15 @@ class Recommender:
         other = copy.copy(self)
         other.items_version = version
         other._take(self._data, now)
+        return other
+
+    def approximate(self) -> Recommender:
+        """This one with top-k of requests by Approximate, or exact as before where that would miss too much. To be
+        called before with_items. Raises ResourceError."""
+        other = copy.copy(self)
+        examples = live_examples(self._histories, self._max_len)[:TRIED_USERS]
+        users_UD = training.encode(self._model, self._histories, examples, self._views)
+        other._approximate = Approximate.build(self._items, users_UD)
         return other
 
     def check_items(self, items: Sequence[Item]) -> None:
@@ -224,16 +238,16 @@ class Recommender:
         ]
         return rung, scored, users[0].unknown + strangers
 
-    def similar(self, item_id: str, k: int) -> list[Recommended]:
-        """The k items whose vectors are nearest by cosine, the item itself left out. Raises RequestError."""
-        self._check_k(k)
+    def similar(self, item_id: str, request: Request) -> list[Recommended]:
+        """The k items whose vectors are nearest by cosine, the item itself left out, with the filters, the diversity
+        and the caps of a request. Raises RequestError."""
+        self._check_list(request)
         index = int(self._data.catalog.ids.index([item_id])[0])
         if index == UNKNOWN or self._all.gone[index]:
             raise RequestError(f"item_id: '{item_id}' is not in the catalogue", "item_id", 404)
-        allowed = eligible([Filter(deny=[index], masks=self._masks)], len(self._items), self._device)
-        allowed[:, self._blocked] = False
-        found = top_k(self._items[[index]], self._items, k, allowed)
-        return self._list(found.index[0].tolist(), found.score[0].tolist())
+        wanted = eligible([self._filter(np.array([index]), True, request)], len(self._items), self._device)
+        allowed = wanted.index_fill(1, self._blocked, False)
+        return self._list(*self._lists([request], self._items[[index]], self._items, allowed)[0])
 
     def history(self, user_id: str, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` events of a stored user, newest first: item_id, display, timestamp in Unix seconds."""
@@ -372,10 +386,13 @@ class Recommender:
         if not 1 <= k <= self.n_items:
             raise RequestError(f"k: expected 1 to {self.n_items}, the size of the catalogue, found {k}", "k")
 
+    def _check_list(self, request: Request) -> None:
+        self._check_k(request.k)
+        self._attributes.check(request.where, request.caps)
+
     def _refuse(self, request: Request) -> RequestError | None:
         try:
-            self._check_k(request.k)
-            self._attributes.check(request.where, request.caps)
+            self._check_list(request)
             if request.events:
                 read_events(self.config, self._data, [request.events])
         except RequestError as error:
@@ -390,10 +407,8 @@ class Recommender:
         vectors = training.encode(self._model, histories, examples, self._views)
         filters = []
         for place, request in enumerate(requests):
-            allow = None if request.allow is None else self._known(request.allow)
             seen = histories.item[histories.events_of(place)]
-            own = self._filter(seen, request.exclude_seen, allow, self._known(request.deny))
-            filters.append(replace(own, masks=[*own.masks, *map(self._attributes.mask, request.where)]))
+            filters.append(self._filter(seen, request.exclude_seen, request))
         wanted = eligible(filters, len(self._items), self._device)
         mask = wanted.index_fill(1, self._blocked, False) if len(self._blocked) else wanted
         rungs = [self._rung(user) for user in users]
@@ -415,26 +430,44 @@ class Recommender:
         self, requests: Sequence[Request], rungs: Sequence[str], vectors_BD: torch.Tensor, mask_BN: torch.Tensor
     ) -> list[tuple[list[int], list[float]]]:
         """Rows and scores of each request's list, by the model or by what is popular."""
+        model = [place for place, rung in enumerate(rungs) if rung != "popularity"]
+        popular = [place for place, rung in enumerate(rungs) if rung == "popularity"]
+        scale, bias = 1 / self._model.tau, self._model.bias
+        found = self._lists([requests[b] for b in model], vectors_BD[model], self._items, mask_BN[model], scale, bias)
+        ones, share = self._popularity.new_ones(len(popular), 1), self._popularity[:, None]
+        found += self._lists([requests[b] for b in popular], ones, share, mask_BN[popular])
+        lists = dict(zip(model + popular, found, strict=True))
+        return [lists[b] for b in range(len(requests))]
+
+    def _lists(
+        self,
+        requests: Sequence[Request],
+        users_BD: torch.Tensor,
+        items_ND: torch.Tensor,
+        mask_BN: torch.Tensor,
+        scale: float | torch.Tensor = 1.0,
+        bias: float | torch.Tensor = 0.0,
+    ) -> list[tuple[list[int], list[float]]]:
+        """A pool of the best for each request, and from it the list. One too small for the caps grows until the list is
+        full or nothing is left."""
         lists: list[tuple[list[int], list[float]]] = [([], [])] * len(requests)
-        by_model = self._items, 1 / self._model.tau, self._model.bias
-        by_popularity = self._popularity[:, None], 1.0, 0.0
-        for users_BD, ranked_by, popular in (
-            (vectors_BD, by_model, False),
-            (self._popularity.new_ones(len(requests), 1), by_popularity, True),
-        ):
-            waiting, grown = [b for b, rung in enumerate(rungs) if (rung == "popularity") == popular], 1
-            while waiting:  # a pool too small for the caps grows until the list is full or nothing is left
-                pools = [_pool(requests[b]) * grown for b in waiting]
-                most = min(max(pools), len(self._items))
-                found = top_k(users_BD[waiting], ranked_by[0], most, mask_BN[waiting], *ranked_by[1:])
-                short = []
-                for place, (b, pool) in enumerate(zip(waiting, pools, strict=True)):
-                    rows, scores = found.index[place, :pool], found.score[place, :pool]
-                    there = rows != NOTHING
-                    lists[b] = self._chosen(requests[b], rows[there], scores[there])
-                    if len(lists[b][0]) < requests[b].k and pool == int(there.sum()):
-                        short.append(b)
-                waiting, grown = short, 4 * grown
+        waiting, grown = list(range(len(requests))), 1
+        while waiting:
+            pools = [_pool(requests[b]) * grown for b in waiting]
+            most = min(max(pools), len(items_ND))
+            if items_ND is self._items and self._approximate is not None:
+                mask, fresh = mask_BN[waiting], self._all.fresh
+                found = self._approximate.top_k(users_BD[waiting], items_ND, most, mask, fresh, scale, bias)
+            else:
+                found = top_k(users_BD[waiting], items_ND, most, mask_BN[waiting], scale, bias)
+            short = []
+            for place, (b, pool) in enumerate(zip(waiting, pools, strict=True)):
+                rows, scores = found.index[place, :pool], found.score[place, :pool]
+                there = rows != NOTHING
+                lists[b] = self._chosen(requests[b], rows[there], scores[there])
+                if len(lists[b][0]) < requests[b].k and pool == int(there.sum()):
+                    short.append(b)
+            waiting, grown = short, 4 * grown
         return lists
 
     @torch.no_grad()
@@ -494,13 +527,16 @@ class Recommender:
     def _present(values: np.ndarray) -> np.ndarray:
         return ~np.isnan(values) if values.dtype.kind == "f" else values != 0
 
-    def _filter(
-        self, seen: np.ndarray, exclude_seen: bool, allow: np.ndarray | None = None, deny: np.ndarray | tuple = ()
-    ) -> Filter:
-        return Filter(seen[seen >= FIRST] if exclude_seen else (), allow, deny, self._masks)
+    def _filter(self, seen: np.ndarray, exclude_seen: bool, request: Request = ANY) -> Filter:
+        return Filter(
+            seen[seen >= FIRST] if exclude_seen else (),
+            None if request.allow is None else self._known(request.allow),
+            self._known(request.deny),
+            [*self._masks, *map(self._attributes.mask, request.where)],
+        )
 
     def _known(self, ids: frozenset[str]) -> np.ndarray:
-        index = self._data.catalog.ids.index(sorted(ids))
+        index = self._data.catalog.ids.index(list(ids))
         return index[index >= FIRST]
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from serve.schema import (
     ScoreAnswer,
     ScoreBody,
     SimilarAnswer,
+    SimilarBody,
     UsersAnswer,
     error_values,
     explain,
@@ -56,6 +57,7 @@ CODES = {
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/recommend": RecommendBody,
     "/v1/score": ScoreBody,
+    "/v1/similar": SimilarBody,
     "/v1/items": ItemsBody,
 }
 
@@ -73,7 +75,7 @@ class Backend(Protocol):
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> tuple[str, list[Scored], int]: ...
 
-    async def similar(self, item_id: str, k: int) -> list[Recommended]: ...
+    async def similar(self, item_id: str, request: Request) -> list[Recommended]: ...
 
     async def put_items(self, items: Sequence[Item]) -> dict[str, Any]: ...
 
@@ -130,7 +132,15 @@ def _add_model_routes(api: FastAPI, backend: Backend) -> None:
     @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
     async def similar(item_id: str, k: Count = 10) -> Response:
         """The k items nearest to an item."""
-        items = [item_values(item) for item in await backend.similar(item_id, k)]
+        return await nearest(item_id, Request(k=k))
+
+    @api.post("/v1/similar", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
+    async def similar_of(body: SimilarBody) -> Response:
+        """The same with filters, diversity and caps."""
+        return await nearest(body.item_id, body.request())
+
+    async def nearest(item_id: str, request: Request) -> Response:
+        items = [item_values(item) for item in await backend.similar(item_id, request)]
         return JSON({"model_version": backend.model_version, "item_id": item_id, "items": items})
 
 

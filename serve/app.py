@@ -47,6 +47,7 @@ class BuildArgs(BaseModel):
     batch_wait_s: float | None = None
     redis_url: str | None = None
     state_dir: str | None = None
+    ann_above: int | None = None
     rules: str | None = None
     audit: str | None = None
 
@@ -89,6 +90,8 @@ class Replica:
         self.settings = ServeConfig.model_validate(settings)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
         recommender = Recommender.load(checkpoint, device="cpu")
+        if self.settings.ann_above is not None and recommender.n_items > self.settings.ann_above:
+            recommender = recommender.approximate()
         self.model_version = recommender.model_version
         redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
         items = open_items(self.settings, recommender.config.name, redis)
@@ -125,9 +128,9 @@ class Replica:
         recommender = await self._current.catch_up()
         return await self._in_thread(recommender.score, request, candidates)
 
-    async def similar(self, item_id: str, k: int) -> list[Recommended]:
+    async def similar(self, item_id: str, request: Request) -> list[Recommended]:
         recommender = await self._current.catch_up()
-        return await self._in_thread(recommender.similar, item_id, k)
+        return await self._in_thread(recommender.similar, item_id, request)
 
     async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
         return items_values(self.model_version, await self._current.put(items))

@@ -175,9 +175,10 @@ class UserBody(Strict):
         return tuple(event.event() for event in self.events)
 
 
-class RecommendBody(UserBody):
+class ListBody(Strict):
+    """What a list may hold."""
+
     k: int = Field(10, ge=1, strict=True, description="how many items, at most the size of the catalogue")
-    exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
     filter: FilterBody | None = None
     diversity: float = Field(
         0.0, ge=0, le=1, strict=True, description="how much it counts against an item to be like those above it"
@@ -185,25 +186,41 @@ class RecommendBody(UserBody):
     caps: dict[str, Most] = Field(
         {}, description='at most so many items of one value of a category view: {"genres": 3}'
     )
+
+    def _wishes(self) -> dict[str, Any]:
+        limits = self.filter or FilterBody()
+        return {
+            "k": self.k,
+            "allow": None if limits.allow is None else frozenset(limits.allow),
+            "deny": frozenset(limits.deny),
+            "where": limits.where(),
+            "diversity": self.diversity,
+            "caps": tuple(self.caps.items()),
+        }
+
+
+class RecommendBody(UserBody, ListBody):
+    exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
     explain: bool = Field(False, strict=True, description="say why: the weights of the views, the events, the ranks")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "196", "k": 10}]})
 
     def request(self) -> Request:
-        limits = self.filter or FilterBody()
         return Request(
             user_id=self.user_id,
             events=self._events(),
-            k=self.k,
             exclude_seen=self.exclude_seen,
-            allow=None if limits.allow is None else frozenset(limits.allow),
-            deny=frozenset(limits.deny),
-            where=limits.where(),
-            diversity=self.diversity,
-            caps=tuple(self.caps.items()),
             explain=self.explain,
             now=self.now,
+            **self._wishes(),
         )
+
+
+class SimilarBody(ListBody):
+    item_id: Id
+
+    def request(self) -> Request:
+        return Request(**self._wishes())
 
 
 class CandidateBody(Strict):

@@ -56,10 +56,10 @@ class Shelf:
         scored = [Scored(one.item_id, 0.0 if found else None, 0.5 if found else None) for one, found in pairs]
         return "history", scored, known.count(False)
 
-    async def similar(self, item_id: str, k: int) -> list[Recommended]:
+    async def similar(self, item_id: str, request: Request) -> list[Recommended]:
         if item_id not in TITLES:
             raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
-        others = [item for item in TITLES if item != item_id][:k]
+        others = [item for item in TITLES if item not in {item_id, *request.deny}][: request.k]
         return [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
 
     async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:

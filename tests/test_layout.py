@@ -31,6 +31,7 @@ ORDER = (
     "rules",
     "policy",
     "index",
+    "approximate",
     "diversity",
     "beyond_accuracy",
     "model",

@@ -56,7 +56,7 @@ def test_a_new_item_is_a_step_of_a_history_and_is_not_repeated(plain_recommender
     assert len(answer.items) == tiny.ITEMS and "新片" not in [item.item_id for item in answer.items]
     explained = with_new.recommend([Request(None, (Event("新片"), Event("i03")), k=2, explain=True)])[0]
     assert [event.item_id for event in explained.items[0].explanation.events] == ["新片", "i03"]
-    assert [item.item_id for item in with_new.similar("新片", 3)] != []
+    assert [item.item_id for item in with_new.similar("新片", Request(k=3))] != []
 
 
 def test_a_changed_item_keeps_its_id_and_takes_the_new_features(plain_recommender):
@@ -88,9 +88,9 @@ def test_a_removed_item_comes_no_more_but_stays_a_step(plain_recommender, with_n
     assert [item.item_id for item in answer.items] == [item.item_id for item in before.items]
     _, scored, unknown = less.score(Request("u003"), [Candidate("i03"), Candidate("i04")])
     assert (scored[0].score, unknown) == (None, 1) and scored[1].score is not None
-    assert "i03" not in [item.item_id for item in less.similar("i04", 38)]
+    assert "i03" not in [item.item_id for item in less.similar("i04", Request(k=38))]
     with pytest.raises(RequestError, match="'i03' is not in the catalogue"):
-        less.similar("i03", 3)
+        less.similar("i03", Request(k=3))
     back = less.with_items([Item("i03", {"title": "back"})], 3)
     assert "i03" in ids(back, None, k=40)
 

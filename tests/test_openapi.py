@@ -17,6 +17,7 @@ OPERATIONS = [
     ("POST", "/v1/recommend"),
     ("POST", "/v1/score"),
     ("GET", "/v1/similar/{item_id}"),
+    ("POST", "/v1/similar"),
     ("PUT", "/v1/items"),
     ("DELETE", "/v1/items"),
     ("DELETE", "/v1/items/{item_id}"),

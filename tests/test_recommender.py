@@ -314,15 +314,28 @@ def test_texts_of_features_read_as_prepared_ones(row, text):
 def test_similar_is_by_cosine_without_the_item_itself(plain_recommender, plain_checkpoint):
     vectors = checkpoint.load(plain_checkpoint).item_vectors[2:]
     by_hand = (vectors[3] @ vectors.T).masked_fill(torch.arange(tiny.ITEMS) == 3, -9).topk(5)
-    found = plain_recommender.similar("i03", 5)
+    found = plain_recommender.similar("i03", Request(k=5))
     assert [item.item_id for item in found] == [f"i{n:02d}" for n in by_hand.indices.tolist()]
     assert [item.score for item in found] == pytest.approx(by_hand.values.tolist(), abs=1e-5)
-    assert len(plain_recommender.similar("i03", tiny.ITEMS)) == tiny.ITEMS - 1
+    assert len(plain_recommender.similar("i03", Request(k=tiny.ITEMS))) == tiny.ITEMS - 1
+
+
+def test_similar_takes_the_wishes_of_a_request(plain_recommender):
+    everything = [item.item_id for item in plain_recommender.similar("i03", Request(k=39))]
+    drama = (OneOf("genres", frozenset({"Drama"})),)
+    fit = [item for item in everything if item in by_rule(lambda genres, _: "Drama" in genres)]
+    found = plain_recommender.similar("i03", Request(k=5, where=drama, deny=frozenset({fit[0]})))
+    assert [item.item_id for item in found] == fit[1:6]
+    diverse = plain_recommender.similar("i03", Request(k=5, diversity=0.9))
+    assert [item.item_id for item in diverse][0] == everything[0] and len(diverse) == 5
+    assert similarity(plain_recommender, [item.item_id for item in diverse]) < similarity(
+        plain_recommender, everything[:5]
+    )
 
 
 def test_similar_to_nothing(plain_recommender):
     with pytest.raises(RequestError, match="'x' is not in the catalogue") as error:
-        plain_recommender.similar("x", 3)
+        plain_recommender.similar("x", Request(k=3))
     assert (error.value.status, error.value.field) == (404, "item_id")
 
 

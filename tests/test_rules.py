@@ -67,7 +67,7 @@ def test_what_is_blocked_never_comes_and_k_come_instead(plain_recommender, tmp_p
     before = everything[: everything.index(ids(answer)[-1])]
     assert [one.item_id for one in answer.withheld] == [item for item in before if item in blocked][:20]
     assert {one.why for one in answer.withheld} <= {"recalled", "不合适"}
-    assert not blocked & {item.item_id for item in ruled.similar("i07", 20)}
+    assert not blocked & {item.item_id for item in ruled.similar("i07", Request(k=20))}
     assert plain_recommender.recommend([Request(user, k=8)])[0].withheld == ()
 
 

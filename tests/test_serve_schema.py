@@ -183,6 +183,8 @@ def test_mistakes_in_items(client, body, field):
 
 def test_similar_users_and_history(client):
     assert [item["item_id"] for item in client.get("/v1/similar/a?k=1").json()["items"]] == ["b"]
+    body = {"item_id": "a", "filter": {"deny": ["b"]}, "diversity": 0.5}
+    assert [item["item_id"] for item in client.post("/v1/similar", json=body).json()["items"]] == ["c"]
     assert client.get("/v1/users", params={"prefix": "安"}).json() == {"users": ["安"]}
     assert client.get("/v1/users/ann/history").json() == {
         "user_id": "ann",
