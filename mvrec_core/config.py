@@ -316,7 +316,6 @@ class ServeConfig(Node):
     threads: int = Field(1, ge=1)  # of torch a replica
     redis_url: str | None = Field(None, pattern="^(redis|rediss|unix)://")  # None: live events are kept in a file
     state_dir: str | None = None  # where that file is, on a disk of this machine; None: "state" beside the checkpoint
-    ann_above: int | None = Field(None, ge=1)  # items, from which on top-k is approximate; None: it is always exact
     rules: str | None = None  # a YAML file of what must not be recommended, read again when it changes
     audit: str | None = None  # where lines of JSON say what rules withheld; None: withheld.jsonl in state_dir
 

@@ -33,7 +33,6 @@ class Items:
     weights   of the views [N, K]
     share     [N]: of train events
     gone      bool [N]: items that were removed. They keep their row, since a history may hold them.
-    fresh     int64: rows that are not, or not any more, what the checkpoint has
     """
 
     catalog: Catalog
@@ -42,7 +41,6 @@ class Items:
     weights: Tensor
     share: Tensor
     gone: Tensor
-    fresh: Tensor
 
     def __len__(self) -> int:
         """Items that may come: those that were not removed."""
@@ -90,7 +88,6 @@ class Items:
             then(self.weights, weights),
             share,
             gone,
-            torch.cat([self.fresh, torch.from_numpy(np.where(known, rows, n + np.cumsum(~known) - 1))]).unique(),
         )
 
 

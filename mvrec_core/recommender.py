@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from mvrec_core import checkpoint, training
-from mvrec_core.approximate import Approximate
 from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
@@ -42,7 +41,6 @@ from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stag
 from mvrec_core.training import rank_scores
 
 MOST_WITHHELD = 20  # items that an answer names
-TRIED_USERS = 200  # on whom the recall of approximate search is measured
 ANY = Request()
 LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
 
@@ -121,9 +119,7 @@ class Recommender:
         counts = np.bincount(train, minlength=len(loaded.item_vectors)).astype(np.float32)
         share = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
         nothing = torch.zeros(len(share), dtype=torch.bool, device=self._device)
-        self._approximate: Approximate | None = None
-        fresh = torch.zeros(0, dtype=torch.int64, device=self._device)
-        self._take(loaded.data, Items(loaded.data.catalog, views, loaded.item_vectors, weights, share, nothing, fresh))
+        self._take(loaded.data, Items(loaded.data.catalog, views, loaded.item_vectors, weights, share, nothing))
 
     def _take(self, data: checkpoint.Data, items: Items) -> None:
         """Lays out what requests read. Of a Recommender that nobody else knows yet."""
@@ -154,15 +150,6 @@ class Recommender:
         other = copy.copy(self)
         other.items_version = version
         other._take(self._data, now)
-        return other
-
-    def approximate(self) -> Recommender:
-        """This one with top-k of requests by Approximate, or exact as before where that would miss too much. To be
-        called before with_items. Raises ResourceError."""
-        other = copy.copy(self)
-        examples = live_examples(self._histories, self._max_len)[:TRIED_USERS]
-        users_UD = training.encode(self._model, self._histories, examples, self._views)
-        other._approximate = Approximate.build(self._items, users_UD)
         return other
 
     def check_items(self, items: Sequence[Item]) -> None:
@@ -455,11 +442,7 @@ class Recommender:
         while waiting:
             pools = [_pool(requests[b]) * grown for b in waiting]
             most = min(max(pools), len(items_ND))
-            if items_ND is self._items and self._approximate is not None:
-                mask, fresh = mask_BN[waiting], self._all.fresh
-                found = self._approximate.top_k(users_BD[waiting], items_ND, most, mask, fresh, scale, bias)
-            else:
-                found = top_k(users_BD[waiting], items_ND, most, mask_BN[waiting], scale, bias)
+            found = top_k(users_BD[waiting], items_ND, most, mask_BN[waiting], scale, bias)
             short = []
             for place, (b, pool) in enumerate(zip(waiting, pools, strict=True)):
                 rows, scores = found.index[place, :pool], found.score[place, :pool]

@@ -43,6 +43,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-replicas", type=int, metavar="N")
     parser.add_argument("--max-replicas", type=int, metavar="N")
     parser.add_argument("--max-batch-size", type=int, metavar="N", help="requests that are answered together")
+    parser.add_argument("--rules", metavar="FILE", help="what must not be recommended, and why; read when it changes")
     parser.add_argument("--batch-wait-s", type=float, metavar="S", help="how long a batch waits to fill")
     return parser.parse_args(argv)
 

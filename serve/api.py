@@ -69,7 +69,9 @@ class Backend(Protocol):
     """What the routes call; a RequestError of any of them becomes the HTTP answer it names."""
 
     model_version: str
-    n_items: int
+
+    @property
+    def n_items(self) -> int: ...
 
     async def recommend(self, request: Request) -> Answer: ...
 

@@ -47,7 +47,6 @@ class BuildArgs(BaseModel):
     batch_wait_s: float | None = None
     redis_url: str | None = None
     state_dir: str | None = None
-    ann_above: int | None = None
     rules: str | None = None
     audit: str | None = None
 
@@ -90,8 +89,6 @@ class Replica:
         self.settings = ServeConfig.model_validate(settings)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
         recommender = Recommender.load(checkpoint, device="cpu")
-        if self.settings.ann_above is not None and recommender.n_items > self.settings.ann_above:
-            recommender = recommender.approximate()
         self.model_version = recommender.model_version
         redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
         items = open_items(self.settings, recommender.config.name, redis)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -145,9 +146,12 @@ class RedisItems:
         ids = await self.redis.call(lambda redis: redis.zrange(self._order, after, "+inf", byscore=True))
         rows: list[bytes | None] = []
         for start in range(0, len(ids), READ_AT_ONCE):
-            part = ids[start : start + READ_AT_ONCE]
-            rows += await self.redis.call(lambda redis, part=part: redis.hmget(self._items, part))
+            read = partial(self._rows, ids=ids[start : start + READ_AT_ONCE])
+            rows += await self.redis.call(read)
         return last, [Item(**json.loads(row)) for row in rows if row is not None]
+
+    async def _rows(self, redis: Redis, ids: list[bytes]) -> list[bytes | None]:
+        return await redis.hmget(self._items, ids)
 
     async def put(self, items: Sequence[Item]) -> int:
         return await self.redis.call(lambda redis: self._put(redis, items))

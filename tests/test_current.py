@@ -32,6 +32,12 @@ def server(tmp_path_factory) -> Iterator[RedisServer]:
     started.kill()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine may take longer than a service should wait."""
+    monkeypatch.setattr("serve.redis_client.TIMEOUT_S", 2.0)
+
+
 @pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])
 def opened(request, tmp_path):
     """Opens a store, any number of times the same one, as replicas do."""

@@ -31,7 +31,6 @@ ORDER = (
     "rules",
     "policy",
     "index",
-    "approximate",
     "diversity",
     "beyond_accuracy",
     "model",
