@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -150,7 +150,7 @@ class RedisItems:
             rows += await self.redis.call(read)
         return last, [Item(**json.loads(row)) for row in rows if row is not None]
 
-    async def _rows(self, redis: Redis, ids: list[bytes]) -> list[bytes | None]:
+    async def _rows(self, redis: Redis, ids: Sequence[Any]) -> list[Any]:
         return await redis.hmget(self._items, ids)
 
     async def put(self, items: Sequence[Item]) -> int:
