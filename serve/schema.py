@@ -45,6 +45,8 @@ def _id(value: object) -> object:
     """An id as text: 196 and "196" are the same user."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and value.is_integer():  # to JSON 196.0 is an integer, and to prepare the id 196
+        return str(int(value))
     if not isinstance(value, str):
         raise ValueError(f"expected a string or an integer, found {_json_kind(value)}")
     try:

@@ -78,6 +78,11 @@ def test_what_is_absent_has_the_default():
     assert RecommendBody.model_validate({}).request() == Request()
 
 
+@pytest.mark.parametrize(("given", "text"), [(196, "196"), ("0196", "0196"), (196.0, "196"), (-3, "-3"), ("文", "文")])
+def test_an_id_is_text(given, text):
+    assert RecommendBody.model_validate({"user_id": given}).request().user_id == text
+
+
 def test_candidates():
     body = {"user_id": "u", "candidates": [{"item_id": 1}, {"features": {"title": "Alien", "year": 1979}}]}
     request, candidates = ScoreBody.model_validate(body).request()
