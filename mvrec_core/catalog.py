@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 PAD, UNKNOWN, FIRST = 0, 1, 2
+FEW = 4096  # strings: more are looked up faster in one pass of Arrow, which hashes the whole vocabulary first
 
 
 class Vocabulary:
@@ -25,6 +26,8 @@ class Vocabulary:
 
     def index(self, values: Sequence[str | None] | pa.Array) -> np.ndarray:
         """int64 [n] of n strings: UNKNOWN for a string that is not here, PAD for null."""
+        if isinstance(values, Sequence) and len(values) <= FEW:
+            return np.array([PAD if v is None else self._place.get(v, UNKNOWN) for v in values], np.int64)
         strings = pa.array(values, pa.string()) if not isinstance(values, (pa.Array, pa.ChunkedArray)) else values
         position = pc.index_in(strings.cast(pa.string()), value_set=self.values)
         found = pc.fill_null(position, UNKNOWN - FIRST).to_numpy(zero_copy_only=False).astype(np.int64) + FIRST
@@ -33,6 +36,10 @@ class Vocabulary:
 
     def value(self, index: int) -> str:
         return self.values[index - FIRST].as_py()
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {value: place for place, value in enumerate(self.values.to_pylist(), FIRST)}
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,9 @@ class Catalog:
     def __len__(self) -> int:
         """Items, without PAD and UNKNOWN."""
         return self.table.num_rows
+
+    def changed(self, table: pa.Table, order: np.ndarray) -> Catalog:
+        """These items and those of a table with at least the same columns, taken in an order: of its places the first
+        stand for the items that are here."""
+        more = table.select(self.table.column_names).cast(self.table.schema)
+        return Catalog(pa.concat_tables([self.table, more]).take(pa.array(order)).combine_chunks())

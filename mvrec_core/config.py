@@ -370,13 +370,17 @@ class ServeConfig(Node):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)
     threads: int = Field(1, ge=1)  # of torch a replica
-    redis_url: str | None = Field(None, pattern="^(redis|rediss|unix)://")  # None: live events are kept in a file
-    state_dir: str | None = None  # where that file is, on a disk of this machine; None: "state" beside the checkpoint
+    redis_url: str | None = Field(
+        None, pattern="^(redis|rediss|unix)://"
+    )  # None: live events and items are kept in files
+    state_dir: str | None = None  # where they are, on a disk of this machine; None: "state" beside the checkpoint
     live_events: int = Field(200, ge=1)  # the newest that are kept of a user
     live_users: int = Field(100_000, ge=1)  # the users of which they are kept: those heard of last
     live_ttl_s: float = Field(30 * 86_400.0, ge=1)  # how long after a user's last one they are forgotten
     cache_mb: float = Field(64.0, ge=0)  # of answers a replica remembers; 0: none
     cache_ttl_s: float = Field(600.0, ge=1)
+    rules: str | None = None  # a YAML file of what must not be recommended, read again when it changes
+    audit: str | None = None  # where lines of JSON say what rules withheld; None: withheld.jsonl in state_dir
 
 
 class Config(Node):

@@ -6,7 +6,7 @@ MVRecError              anything a command turns into one line and a non-zero ex
 ├── CheckpointError     a checkpoint directory: missing, damaged, of another version
 ├── RequestError        a request for recommendations; it also names the offending field
 └── ResourceError       what the machine or the cluster lacks: cores, a port, a device
-    └── StateUnavailable    the store of live events, which may be back the next moment
+    └── StateUnavailable    the store of live events and items, which may be back the next moment
 """
 
 from __future__ import annotations

@@ -21,11 +21,13 @@ class Filter:
     seen:  items not to repeat; the caller leaves it empty where repeats are wanted
     allow: the only items that may come, or None for all; an empty one lets nothing through
     deny:  items that must not come; it wins over allow
+    masks: bool [N] each, all of which have to let an item through; several requests may hold the same one
     """
 
     seen: Indices = ()
     allow: Indices | None = None
     deny: Indices = ()
+    masks: Sequence[Tensor] = ()
 
 
 def eligible(filters: Sequence[Filter], n_rows: int, device: str | torch.device = "cpu") -> Tensor:
@@ -39,7 +41,22 @@ def eligible(filters: Sequence[Filter], n_rows: int, device: str | torch.device 
     _set(mask_BN, [f.seen for f in filters], False)
     _set(mask_BN, [f.deny for f in filters], False)
     mask_BN[:, [PAD, UNKNOWN]] = False
+    _narrow(mask_BN, filters)
     return mask_BN
+
+
+def _narrow(mask_BN: Tensor, filters: Sequence[Filter]) -> None:
+    """Each distinct mask once, over all requests that hold it."""
+    asking: dict[int, tuple[Tensor, list[int]]] = {}
+    for b, one in enumerate(filters):
+        for mask_N in one.masks:
+            asking.setdefault(id(mask_N), (mask_N, []))[1].append(b)
+    for mask_N, requests in asking.values():
+        mask_N = mask_N.to(mask_BN.device)
+        if len(requests) == len(mask_BN):
+            mask_BN &= mask_N
+        else:
+            mask_BN[requests] &= mask_N
 
 
 def _set(mask_BN: Tensor, columns: Sequence[Indices], value: bool) -> None:

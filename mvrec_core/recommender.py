@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,14 @@ import torch
 from cachetools import TTLCache
 
 from mvrec_core import checkpoint, training
+from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
-from mvrec_core.errors import RequestError
+from mvrec_core.diversity import pick
+from mvrec_core.errors import ConfigError, RequestError
 from mvrec_core.explanations import Explainer, Explanation, user_weights
-from mvrec_core.index import NOTHING, top_k
+from mvrec_core.index import NOTHING, best, top_k
+from mvrec_core.live_items import Items, encode
 from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
@@ -27,6 +31,7 @@ from mvrec_core.requests import (
     MICROSECONDS,
     Candidate,
     Event,
+    Item,
     Request,
     continued,
     digest,
@@ -34,11 +39,15 @@ from mvrec_core.requests import (
     read_events,
     read_features,
 )
+from mvrec_core.rules import Rules
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
 from mvrec_core.training import rank_scores
 
 REMEMBERED_USERS = 10_000  # whose vectors are kept, so that another k or filter does not encode the history again
 REMEMBERED_S = 600.0
+MOST_WITHHELD = 20  # items that an answer names
+LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
+ANY = Request()
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,14 @@ class Recommended:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """An item that a rule kept from a list: it would have stood above the list's last one."""
+
+    item_id: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: of the request's events;
     views: the mean view weights of the user's steps, where an explanation was asked for."""
@@ -59,6 +76,7 @@ class Answer:
     items: list[Recommended]
     unknown_items: int
     views: dict[str, float] | None = None
+    withheld: tuple[Withheld, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,26 +95,51 @@ class _User:
     unknown: int  # events of the request that are not
 
 
+def _pool(request: Request) -> int:
+    """How many of the best items a request's list is chosen from."""
+    return max(10 * request.k, LEAST_POOL) if request.diversity or request.caps else request.k
+
+
 class Recommender:
-    """Threads may share it: what it remembers is behind a lock, the rest is only read."""
+    """Threads may share it: what it remembers is behind a lock, the rest is only read. Other items or rules make
+    another Recommender, and a caller who swaps one reference sees one catalogue in each answer.
+
+    items_version: what the caller of with_items called its items; 0 for those of the checkpoint
+    version: 16 bytes that change with the model, the items and the rules; with the same ones answers are the same
+    """
 
     def __init__(self, loaded: checkpoint.Checkpoint):
         self.config: Config = loaded.config
         self.model_version = loaded.model_version
+        self.items_version = 0
+        self._rules = Rules()
         self._model = loaded.model
-        self._data = loaded.data
         self._histories = loaded.data.histories(loaded.config)
         self._rows = {user_id: row for row, user_id in enumerate(self._histories.user_ids.to_pylist())}
-        self._items = loaded.item_vectors
         self._device = loaded.item_vectors.device
-        self._views, _ = training.catalogue(self._model)
+        self._tokens = Lock()  # a tokenizer serves one thread at a time
+        views, _ = training.catalogue(self._model)
         with torch.no_grad():
-            weights = self._model.item_vectors(self._views)[1]
-        self._explainer = Explainer(self._model, self._data.catalog, self._views, weights, self._items)
+            weights = self._model.item_vectors(views)[1]
         train = self._histories.item[self._histories.split == TRAIN]
-        counts = np.bincount(train, minlength=len(self._items)).astype(np.float32)
-        self._popularity = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
-        self._vectors: TTLCache[bytes, torch.Tensor] = TTLCache(REMEMBERED_USERS, REMEMBERED_S)
+        counts = np.bincount(train, minlength=len(loaded.item_vectors)).astype(np.float32)
+        share = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)
+        nothing = torch.zeros(len(share), dtype=torch.bool, device=self._device)
+        self._take(loaded.data, Items(loaded.data.catalog, views, loaded.item_vectors, weights, share, nothing))
+
+    def _take(self, data: checkpoint.Data, items: Items) -> None:
+        """Lays out what requests read. Of a Recommender that nobody else knows yet."""
+        self._data = replace(data, catalog=items.catalog)
+        self._all = items
+        self._items, self._views, self._popularity = items.vectors, items.views, items.share
+        self._explainer = Explainer(self._model, items.catalog, items.views, items.weights, items.vectors)
+        self._attributes = Attributes.of(self.config, items.catalog.table)
+        self._masks = [~items.gone] if bool(items.gone.any()) else []
+        self.n_items = len(items)  # that may come, unless a rule withholds them
+        self._why = self._reasons(self._rules)
+        self._blocked = torch.from_numpy(np.array(sorted(self._why), np.int64)).to(self._device)
+        self.version = digest(self.model_version, self.items_version, self._rules)
+        self._vectors: TTLCache[bytes, torch.Tensor] = TTLCache(REMEMBERED_USERS, REMEMBERED_S)  # of these items
         self._lock = Lock()
 
     @staticmethod
@@ -104,9 +147,50 @@ class Recommender:
         """Raises CheckpointError for a directory that is not a whole, unchanged checkpoint."""
         return Recommender(checkpoint.load(directory, device))
 
-    @property
-    def n_items(self) -> int:
-        return len(self._data.catalog)
+    def with_items(self, items: Sequence[Item], version: int) -> Recommender:
+        """This one with items added, changed or removed; of an id the last entry counts. Raises RequestError naming
+        the column of a wrong value."""
+        latest = {item.item_id: item for item in items}
+        kept = [item for item in latest.values() if item.features is not None]
+        now = self._all.without([item.item_id for item in latest.values() if item.features is None])
+        if kept:
+            with self._tokens:
+                now = now.with_items(self._model, self._data, kept)
+        other = copy.copy(self)
+        other.items_version = version
+        other._take(self._data, now)
+        return other
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raises RequestError naming the column of a value that with_items would refuse; far quicker than that."""
+        read_features(self.config, self._data.fitted, [item.features or {} for item in items], "items")
+
+    def knows(self, item_ids: Sequence[str]) -> list[bool]:
+        """Which items may come, as far as rules let them."""
+        rows = self._data.catalog.ids.index(item_ids)
+        return ((rows >= FIRST) & ~self._all.gone[rows].cpu().numpy()).tolist()
+
+    def with_rules(self, rules: Rules) -> Recommender:
+        """This one with other rules. Raises ConfigError for a view that items do not have."""
+        other = copy.copy(self)
+        other._rules = rules
+        other._take(self._data, self._all)
+        return other
+
+    def _reasons(self, rules: Rules) -> dict[int, str]:
+        """{row: why} of the items that must not come."""
+        why: dict[int, str] = {}
+        for place, rule in enumerate(rules.block):
+            try:
+                self._attributes.check(rule.conditions)
+            except RequestError as error:
+                raise ConfigError(f"block.{place}.{str(error).removeprefix('filter.')}") from None
+            rows = self._known(frozenset(rule.items)).tolist()
+            for condition in rule.conditions:
+                rows += self._attributes.mask(condition)[FIRST:].nonzero()[:, 0].add(FIRST).tolist()
+            for row in rows:
+                why.setdefault(row, rule.why)
+        return why
 
     # requests
 
@@ -134,9 +218,11 @@ class Recommender:
         if new:
             vectors = vectors.clone()
             vectors[new] = self._new_vectors([dict(candidates[place].features or {}) for place in new])
-        known = (index >= FIRST) | np.isin(np.arange(len(candidates)), new)
+        known = (index >= FIRST) & ~self._all.gone[index].cpu().numpy()
+        strangers = sum(1 for place, there in enumerate(known) if not there and candidates[place].features is None)
+        known[new] = True
         if rung == "popularity":
-            known &= index >= FIRST
+            known &= index >= FIRST  # of what is not in the catalogue nobody knows how popular it is
             scores = self._popularity[index]
             chances = scores
         else:
@@ -148,18 +234,18 @@ class Recommender:
             Scored(c.item_id, float(s) if k else None, float(p) if k else None)
             for c, k, s, p in zip(candidates, known, scores, chances, strict=True)
         ]
-        strangers = sum(1 for place, i in enumerate(index) if i < FIRST and candidates[place].features is None)
         return rung, scored, users[0].unknown + strangers
 
-    def similar(self, item_id: str, k: int) -> list[Recommended]:
-        """The k items whose vectors are nearest by cosine, the item itself left out. Raises RequestError."""
-        self._check_k(k)
+    def similar(self, item_id: str, request: Request) -> list[Recommended]:
+        """The k items whose vectors are nearest by cosine, the item itself left out, with the filters, the diversity
+        and the caps of a request. Raises RequestError."""
+        self._check_list(request)
         index = int(self._data.catalog.ids.index([item_id])[0])
-        if index == UNKNOWN:
+        if index == UNKNOWN or self._all.gone[index]:
             raise RequestError(f"item_id: '{item_id}' is not in the catalogue", "item_id", 404)
-        allowed = eligible([Filter(deny=[index])], len(self._items), self._device)
-        found = top_k(self._items[[index]], self._items, k, allowed)
-        return self._list(found.index[0].tolist(), found.score[0].tolist())
+        wanted = eligible([self._filter(np.array([index]), True, request)], len(self._items), self._device)
+        allowed = wanted.index_fill(1, self._blocked, False)
+        return self._list(*self._lists([request], self._items[[index]], self._items, allowed)[0])
 
     def history(self, user_id: str, limit: int, live: Sequence[Event] = ()) -> list[dict[str, Any]]:
         """The newest `limit` events of a user, newest first: item_id, display, timestamp in Unix seconds, and whether
@@ -306,9 +392,13 @@ class Recommender:
         if not 1 <= k <= self.n_items:
             raise RequestError(f"k: expected 1 to {self.n_items}, the size of the catalogue, found {k}", "k")
 
+    def _check_list(self, request: Request) -> None:
+        self._check_k(request.k)
+        self._attributes.check(request.where, request.caps)
+
     def _refuse(self, request: Request) -> RequestError | None:
         try:
-            self._check_k(request.k)
+            self._check_list(request)
             if request.events:
                 read_events(self.config, self._data, [request.events])
         except RequestError as error:
@@ -323,23 +413,20 @@ class Recommender:
         vectors = self._encode(requests, histories, examples)
         filters = []
         for place, request in enumerate(requests):
-            allow = None if request.allow is None else self._known(request.allow)
             seen = histories.item[histories.events_of(place)]
-            filters.append(self._filter(seen, request.exclude_seen, allow, self._known(request.deny)))
-        best = self._best(vectors, filters, max(request.k for request in requests))
+            filters.append(self._filter(seen, request.exclude_seen, request))
+        wanted = eligible(filters, len(self._items), self._device)
+        mask = wanted.index_fill(1, self._blocked, False) if len(self._blocked) else wanted
         rungs = [self._rung(user) for user in users]
-        for place, (request, rung) in enumerate(zip(requests, rungs, strict=True)):
-            if rung == "popularity":
-                mask = eligible([filters[place]], len(self._items), self._device)
-                found = top_k(self._popularity.new_ones(1, 1), self._popularity[:, None], request.k, mask)
-                best[place] = found.index[0].tolist(), found.score[0].tolist()
-        lists = [self._list(row[: r.k], score[: r.k]) for (row, score), r in zip(best, requests, strict=True)]
+        lists = [self._list(*chosen) for chosen in self._ranked(requests, rungs, vectors, mask)]
         answers = [Answer(rung, items, user.unknown) for rung, items, user in zip(rungs, lists, users, strict=True)]
+        if len(self._blocked):
+            held = self._withheld(answers, requests, vectors, wanted)
+            answers = [replace(answer, withheld=items) for answer, items in zip(answers, held, strict=True)]
         asked = [place for place, request in enumerate(requests) if request.explain]
         if asked:
-            mask = eligible([filters[place] for place in asked], len(self._items), self._device)
             part = examples[np.array(asked)]
-            explained = self._explained([answers[place] for place in asked], histories, part, mask)
+            explained = self._explained([answers[place] for place in asked], histories, part, mask[asked])
             for place, answer in zip(asked, explained, strict=True):
                 answers[place] = answer
         return answers
@@ -385,6 +472,75 @@ class Recommender:
             return False
         return True
 
+    @torch.no_grad()
+    def _ranked(
+        self, requests: Sequence[Request], rungs: Sequence[str], vectors_BD: torch.Tensor, mask_BN: torch.Tensor
+    ) -> list[tuple[list[int], list[float]]]:
+        """Rows and scores of each request's list, by the model or by what is popular."""
+        model = [place for place, rung in enumerate(rungs) if rung != "popularity"]
+        popular = [place for place, rung in enumerate(rungs) if rung == "popularity"]
+        scale, bias = 1 / self._model.tau, self._model.bias
+        found = self._lists([requests[b] for b in model], vectors_BD[model], self._items, mask_BN[model], scale, bias)
+        ones, share = self._popularity.new_ones(len(popular), 1), self._popularity[:, None]
+        found += self._lists([requests[b] for b in popular], ones, share, mask_BN[popular])
+        lists = dict(zip(model + popular, found, strict=True))
+        return [lists[b] for b in range(len(requests))]
+
+    def _lists(
+        self,
+        requests: Sequence[Request],
+        users_BD: torch.Tensor,
+        items_ND: torch.Tensor,
+        mask_BN: torch.Tensor,
+        scale: float | torch.Tensor = 1.0,
+        bias: float | torch.Tensor = 0.0,
+    ) -> list[tuple[list[int], list[float]]]:
+        """A pool of the best for each request, and from it the list. One too small for the caps grows until the list is
+        full or nothing is left."""
+        lists: list[tuple[list[int], list[float]]] = [([], [])] * len(requests)
+        waiting, grown = list(range(len(requests))), 1
+        while waiting:
+            pools = [_pool(requests[b]) * grown for b in waiting]
+            most = min(max(pools), len(items_ND))
+            found = top_k(users_BD[waiting], items_ND, most, mask_BN[waiting], scale, bias)
+            short = []
+            for place, (b, pool) in enumerate(zip(waiting, pools, strict=True)):
+                rows, scores = found.index[place, :pool], found.score[place, :pool]
+                there = rows != NOTHING
+                lists[b] = self._chosen(requests[b], rows[there], scores[there])
+                if len(lists[b][0]) < requests[b].k and pool == int(there.sum()):
+                    short.append(b)
+            waiting, grown = short, 4 * grown
+        return lists
+
+    @torch.no_grad()
+    def _withheld(
+        self, answers: Sequence[Answer], requests: Sequence[Request], vectors_BD: torch.Tensor, wanted_BN: torch.Tensor
+    ) -> list[tuple[Withheld, ...]]:
+        """For each answer what rules kept from it, best first."""
+        rows, most = self._blocked, min(MOST_WITHHELD, len(self._blocked))
+        scores_BW = vectors_BD @ self._items[rows].T / self._model.tau + self._model.bias
+        popular_B1 = torch.tensor([[answer.rung == "popularity"] for answer in answers], device=rows.device)
+        scores_BW = torch.where(popular_B1, self._popularity[rows], scores_BW)
+        found = best(scores_BW.masked_fill(~wanted_BN[:, rows], -torch.inf), most)
+        out = []
+        for answer, request, places, scores in zip(answers, requests, found.index, found.score, strict=True):
+            full = len(answer.items) == request.k
+            lowest = min(item.score for item in answer.items) if full else -torch.inf
+            kept = rows[places[(scores > lowest) & (places != NOTHING)]].tolist()
+            out.append(tuple(Withheld(self._data.catalog.ids.value(row), self._why[row]) for row in kept))
+        return out
+
+    def _chosen(self, request: Request, rows: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
+        """Of the best rows, best first, those of the list that a request wants."""
+        if request.diversity or request.caps:
+            index = rows.cpu().numpy()
+            caps = [(self._attributes.categories[view].of_rows(index), most) for view, most in request.caps]
+            vectors_CD = self._items[rows].cpu().numpy()
+            chosen = pick(scores.double().cpu().numpy(), vectors_CD, request.k, request.diversity, caps)
+            rows, scores = rows[chosen], scores[chosen]
+        return rows[: request.k].tolist(), scores[: request.k].tolist()
+
     def _explained(
         self, answers: Sequence[Answer], histories: Histories, examples: Examples, eligible_BN: torch.Tensor
     ) -> list[Answer]:
@@ -414,13 +570,16 @@ class Recommender:
     def _present(values: np.ndarray) -> np.ndarray:
         return ~np.isnan(values) if values.dtype.kind == "f" else values != 0
 
-    def _filter(
-        self, seen: np.ndarray, exclude_seen: bool, allow: np.ndarray | None = None, deny: np.ndarray | tuple = ()
-    ) -> Filter:
-        return Filter(seen[seen >= FIRST] if exclude_seen else (), allow, deny)
+    def _filter(self, seen: np.ndarray, exclude_seen: bool, request: Request = ANY) -> Filter:
+        return Filter(
+            seen[seen >= FIRST] if exclude_seen else (),
+            None if request.allow is None else self._known(request.allow),
+            self._known(request.deny),
+            [*self._masks, *map(self._attributes.mask, request.where)],
+        )
 
     def _known(self, ids: frozenset[str]) -> np.ndarray:
-        index = self._data.catalog.ids.index(sorted(ids))
+        index = self._data.catalog.ids.index(list(ids))
         return index[index >= FIRST]
 
     @torch.no_grad()
@@ -453,7 +612,5 @@ class Recommender:
 
     def _new_vectors(self, features: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Unit vectors of items that are not in the catalogue, from their raw columns."""
-        table, texts = read_features(self.config, self._data.fitted, features)
-        with torch.no_grad():
-            tensors = item_features(self.config, table, self._data.fitted, rows_before=0)
-            return self._model.item_vectors(self._model.new_item_views(tensors, texts))[0]
+        with self._tokens, torch.no_grad():
+            return self._model.item_vectors(encode(self._model, self._data, features)[1])[0]

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from mvrec_core.attributes import Condition
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import CategoryView, Config, NumberView, TextView, VectorView
 from mvrec_core.errors import RequestError
@@ -33,7 +34,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Request:
-    """A known user, a list of events, or both: then the events follow the stored history."""
+    """A known user, a list of events, or both: then the events follow the stored history.
+
+    allow: the only items that may come, None for all; deny wins over it
+    where: conditions on items, all of which have to hold
+    diversity: 0 .. 1, how much unlikeness to the items before it counts against an item's score
+    caps: category views, and how many items of one value a list may hold
+    """
 
     user_id: str | None = None
     events: tuple[Event, ...] = ()
@@ -41,6 +48,9 @@ class Request:
     exclude_seen: bool = True
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
+    where: tuple[Condition, ...] = ()
+    diversity: float = 0.0
+    caps: tuple[tuple[str, int], ...] = ()
     explain: bool = False
     now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
     live: tuple[Event, ...] = ()  # what the service has heard of the user: after the stored history, before `events`
@@ -52,6 +62,15 @@ class Candidate:
 
     item_id: str | None = None
     features: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item to be added to the catalogue or changed, by its raw columns; to be removed where they are None."""
+
+    item_id: str
+    features: Mapping[str, Any] | None = None
+    display: str | None = None  # None: the first of the text's columns
 
 
 def read_events(config: Config, data: Data, events: Sequence[Sequence[Event]]) -> Histories:
@@ -124,19 +143,20 @@ def _profiles(values: np.ndarray, rows: Sequence[int]) -> np.ndarray:
 
 
 def read_features(
-    config: Config, fitted: Fitted, rows: Sequence[Mapping[str, Any]]
+    config: Config, fitted: Fitted, rows: Sequence[Mapping[str, Any]], where: str = "candidates"
 ) -> tuple[pa.Table, list[str | None]]:
-    """New items' raw columns as the table that model.item_features reads, and their texts. Raises RequestError."""
+    """New items' raw columns as the table that model.item_features reads, and their texts. Raises RequestError, which
+    calls the rows `where`."""
     columns: dict[str, pa.Array] = {}
     texts: list[str | None] = [None] * len(rows)
     for name, view in config.views_at("item").items():
         if isinstance(view, TextView):
             texts = read_texts(rows, view)
         elif isinstance(view, (CategoryView, NumberView)):
-            columns[name] = _raw_values(view, [row.get(view.column) for row in rows], "candidates")
+            columns[name] = _raw_values(view, [row.get(view.column) for row in rows], where)
         elif isinstance(view, VectorView):
             size = len(fitted.vectors[name][0])
-            columns[name] = _raw_vectors(view, [row.get(view.column) for row in rows], size, "candidates")
+            columns[name] = _raw_vectors(view, [row.get(view.column) for row in rows], size, where)
     return pa.table(columns or {"none": pa.nulls(len(rows))}), texts
 
 

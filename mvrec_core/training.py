@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvrec_core.averaging import Average
@@ -20,7 +21,7 @@ from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.metrics import RankingSums, Ranks, ranks
-from mvrec_core.model import ItemViews, MVRec
+from mvrec_core.model import ROWS_GRAIN, ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
 from mvrec_core.prefetch import ahead
 from mvrec_core.resume import State, States, Tensors
@@ -425,7 +426,9 @@ def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemVi
     batch = collate(histories, examples).to(model.popularity.device)
     if not timed:
         batch = replace(batch, now=torch.full_like(batch.now, int(MISSING_TIME)))
-    vectors_BTD = model.user_vectors(batch, views, batch.item)
+    needed, row = batch.item.unique(return_inverse=True)  # of a large catalogue a batch reads few items
+    needed = F.pad(needed, (0, -len(needed) % ROWS_GRAIN), value=PAD)
+    vectors_BTD = model.user_vectors(batch, views[needed], row)
     return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
 
 

@@ -43,9 +43,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--min-replicas", type=int, metavar="N")
     parser.add_argument("--max-replicas", type=int, metavar="N")
     parser.add_argument("--max-batch-size", type=int, metavar="N", help="requests that are answered together")
+    parser.add_argument("--rules", metavar="FILE", help="what must not be recommended, and why; read when it changes")
     parser.add_argument("--batch-wait-s", type=float, metavar="S", help="how long a batch waits to fill")
-    parser.add_argument("--redis-url", metavar="URL", help="keep live events and answers there: redis://host:6379/0")
-    parser.add_argument("--state-dir", metavar="DIR", help="without Redis: keep live events there, on a local disk")
+    parser.add_argument(
+        "--redis-url", metavar="URL", help="keep live events, items and answers there: redis://host:6379/0"
+    )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="without Redis: keep live events and items there, on a local disk"
+    )
     return parser.parse_args(argv)
 
 

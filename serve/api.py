@@ -17,19 +17,23 @@ from starlette.staticfiles import StaticFiles
 
 from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.recommender import Recommended
-from mvrec_core.requests import Candidate, Request
+from mvrec_core.requests import Candidate, Item, Request
 from serve.limits import Limits
 from serve.schema import (
+    MAX_ITEMS,
     ErrorAnswer,
     EventsAnswer,
     EventsBody,
     HealthAnswer,
     HistoryAnswer,
+    ItemsAnswer,
+    ItemsBody,
     RecommendAnswer,
     RecommendBody,
     ScoreAnswer,
     ScoreBody,
     SimilarAnswer,
+    SimilarBody,
     UsersAnswer,
     as_json,
     error_values,
@@ -44,10 +48,19 @@ PAGE_HEADERS = {  # the page needs nothing from elsewhere and runs no script but
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
-CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_long", 422: "invalid_request"}
+CODES = {
+    400: "invalid_json",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_long",
+    422: "invalid_request",
+    507: "too_many_items",
+}
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/recommend": RecommendBody,
     "/v1/score": ScoreBody,
+    "/v1/similar": SimilarBody,
+    "/v1/items": ItemsBody,
     "/v1/events": EventsBody,
 }
 
@@ -60,13 +73,19 @@ class Backend(Protocol):
     HTTP answer that it names, a StateUnavailable becomes 503."""
 
     model_version: str
-    n_items: int
+
+    @property
+    def n_items(self) -> int: ...
 
     async def recommend(self, request: Request) -> bytes: ...
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes: ...
 
-    async def similar(self, item_id: str, k: int) -> list[Recommended]: ...
+    async def similar(self, item_id: str, request: Request) -> list[Recommended]: ...
+
+    async def put_items(self, items: Sequence[Item]) -> dict[str, Any]: ...
+
+    async def remove_items(self, item_ids: Sequence[str]) -> dict[str, Any]: ...
 
     async def history(self, user_id: str, limit: int) -> bytes: ...
 
@@ -96,6 +115,7 @@ def create_api(backend: Backend, max_in_flight: int, timeout_s: float) -> FastAP
     api.add_middleware(Limits, max_in_flight=max_in_flight, timeout_s=timeout_s)
     _answer_errors(api)
     _add_model_routes(api, backend)
+    _add_item_routes(api, backend)
     _add_user_routes(api, backend)
     _add_health_routes(api, backend)
     _add_pages(api)
@@ -116,8 +136,36 @@ def _add_model_routes(api: FastAPI, backend: Backend) -> None:
     @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
     async def similar(item_id: str, k: Count = 10) -> Response:
         """The k items nearest to an item."""
-        items = [item_values(item) for item in await backend.similar(item_id, k)]
+        return await nearest(item_id, Request(k=k))
+
+    @api.post("/v1/similar", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
+    async def similar_of(body: SimilarBody) -> Response:
+        """The same with filters, diversity and caps."""
+        return await nearest(body.item_id, body.request())
+
+    async def nearest(item_id: str, request: Request) -> Response:
+        items = [item_values(item) for item in await backend.similar(item_id, request)]
         return JSON({"model_version": backend.model_version, "item_id": item_id, "items": items})
+
+
+def _add_item_routes(api: FastAPI, backend: Backend) -> None:
+    strangers: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}
+
+    @api.put("/v1/items", response_model=ItemsAnswer, responses={507: {"model": ErrorAnswer}})
+    async def put(body: ItemsBody) -> Response:
+        """Add items, or change them: they can be recommended at once, by what they are. A new item's columns are all
+        that is known of it; one of the catalogue keeps what was learnt from its events."""
+        return JSON(await backend.put_items(body.changes()))
+
+    @api.delete("/v1/items", response_model=ItemsAnswer, responses=strangers)
+    async def remove_several(item_id: Annotated[list[str], Query(min_length=1, max_length=MAX_ITEMS)]) -> Response:
+        """Recommend none of these items any more."""
+        return JSON(await backend.remove_items(item_id))
+
+    @api.delete("/v1/items/{item_id:path}", response_model=ItemsAnswer, responses=strangers)
+    async def remove(item_id: str) -> Response:
+        """Recommend an item no more; in histories it still counts."""
+        return JSON(await backend.remove_items([item_id]))
 
 
 def _add_user_routes(api: FastAPI, backend: Backend) -> None:

@@ -17,12 +17,15 @@ from ray import serve
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.recommender import Recommended, Recommender
-from mvrec_core.requests import Candidate, Request, digest
+from mvrec_core.requests import Candidate, Item, Request, digest
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.cache import Cache
+from serve.current import Current
+from serve.items import open_items
 from serve.redis_client import RedisClient
-from serve.schema import as_json, events_values, history_values, recommend_values, score_values
+from serve.rules import AuditLog, RulesFile
+from serve.schema import as_json, events_values, history_values, items_values, recommend_values, score_values
 from serve.sessions import LiveEvent, live_events, open_sessions
 from serve.settings import serve_settings
 
@@ -52,6 +55,8 @@ class BuildArgs(BaseModel):
     live_ttl_s: float | None = None
     cache_mb: float | None = None
     cache_ttl_s: float | None = None
+    rules: str | None = None
+    audit: str | None = None
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -64,6 +69,8 @@ def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
     """The application that serves `checkpoint` with `settings`."""
     admitted = ADMITTED_BATCHES * settings.max_batch_size
     state = Path(settings.state_dir or Path(checkpoint).resolve().parent / "state").resolve()
+    rules = None if settings.rules is None else str(Path(settings.rules).resolve())
+    audit = str(Path(settings.audit or state / "withheld.jsonl").resolve())
     deployment = serve.deployment(
         name="Replica",
         ray_actor_options={"num_cpus": settings.threads},
@@ -78,27 +85,31 @@ def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=TIMEOUT_S,
     )
-    return deployment(serve.ingress()(Replica)).bind(checkpoint, {**settings.model_dump(), "state_dir": str(state)})
+    return deployment(serve.ingress()(Replica)).bind(
+        checkpoint, {**settings.model_dump(), "state_dir": str(state), "rules": rules, "audit": audit}
+    )
 
 
 class Replica:
-    """A Recommender behind the routes, with the live events of users, and answers that are remembered.
+    """The Recommender of the moment behind the routes, with the live events of users, and answers that are remembered.
 
-    Torch runs in one thread of its own, so the event loop never waits for it.
+    Each answer is made by one Recommender, the newest as it begins. Torch runs in one thread of its own, so the event
+    loop never waits for it.
     """
 
     def __init__(self, checkpoint: str, settings: dict[str, Any]):
         self.settings = ServeConfig.model_validate(settings)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
-        self.recommender = Recommender.load(checkpoint, device="cpu")
-        self.model_version = self.recommender.model_version
-        self.n_items = self.recommender.n_items
+        recommender = Recommender.load(checkpoint, device="cpu")
+        self.model_version = recommender.model_version
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
-        self._batcher = Batcher(
-            self.recommender.recommend, self._thread, self.settings.max_batch_size, self.settings.batch_wait_s
-        )
-        run = self.recommender.config.name
+        self._batcher = Batcher(self._thread, self.settings.max_batch_size, self.settings.batch_wait_s)
+        run = recommender.config.name
         redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
+        rules, audit = self.settings.rules, self.settings.audit
+        items = open_items(self.settings, run, redis)
+        self._current = Current(recommender, items, RulesFile(Path(rules)) if rules else None)
+        self._audit = AuditLog(Path(audit)) if rules and audit else None
         self._sessions = open_sessions(self.settings, run, redis)
         cached = int(self.settings.cache_mb * 2**20)
         self._cache = Cache(cached, self.settings.cache_ttl_s, redis if cached else None, run)
@@ -106,27 +117,47 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S)
 
+    @property
+    def n_items(self) -> int:
+        return self._current.recommender.n_items
+
     async def recommend(self, request: Request) -> bytes:
+        recommender = await self._current.catch_up()
         row, degraded = await self._row(request.user_id)
 
         async def answer() -> bytes:
-            found = await self._batcher.answer(replace(request, live=live_events(row)))
+            found = await self._batcher.answer(recommender.recommend, replace(request, live=live_events(row)))
+            if self._audit is not None:
+                self._audit.write(found, self.model_version)
             return as_json(recommend_values(self.model_version, found, degraded))
 
-        return await self._cache.get(digest(self.model_version, request, row, degraded), answer)
+        return await self._cache.get(digest(recommender.version, request, row, degraded), answer)
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
+        recommender = await self._current.catch_up()
         row, degraded = await self._row(request.user_id)
-        scored = await self._in_thread(self.recommender.score, replace(request, live=live_events(row)), candidates)
+        scored = await self._in_thread(recommender.score, replace(request, live=live_events(row)), candidates)
         return as_json(score_values(self.model_version, *scored, degraded))
 
-    async def similar(self, item_id: str, k: int) -> list[Recommended]:
-        return await self._in_thread(self.recommender.similar, item_id, k)
+    async def similar(self, item_id: str, request: Request) -> list[Recommended]:
+        recommender = await self._current.catch_up()
+        return await self._in_thread(recommender.similar, item_id, request)
+
+    async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
+        return items_values(self.model_version, await self._current.put(items))
+
+    async def remove_items(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        known = (await self._current.catch_up()).knows(item_ids)
+        if not all(known):
+            strange = next(item_id for item_id, there in zip(item_ids, known, strict=True) if not there)
+            raise RequestError(f"item_id: '{strange}' is not in the catalogue", "item_id", 404)
+        return items_values(self.model_version, await self._current.put([Item(item_id) for item_id in item_ids]))
 
     async def history(self, user_id: str, limit: int) -> bytes:
+        recommender = await self._current.catch_up()
         row, degraded = await self._row(user_id)
         try:
-            events = await self._in_thread(self.recommender.history, user_id, limit, live_events(row))
+            events = await self._in_thread(recommender.history, user_id, limit, live_events(row))
         except RequestError:  # nobody the model knows, but perhaps one with live events
             if not degraded:
                 raise
@@ -134,11 +165,12 @@ class Replica:
         return as_json(history_values(user_id, events, degraded))
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes:
-        unknown = await self._in_thread(self.recommender.unknown_items, [event.event() for event in events])
+        recommender = await self._current.catch_up()
+        unknown = await self._in_thread(recommender.unknown_items, [event.event() for event in events])
         return as_json(events_values(user_id, unknown, await self._sessions.append(user_id, events)))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
-        return await self._in_thread(self.recommender.users, prefix, limit)
+        return await self._in_thread(self._current.recommender.users, prefix, limit)
 
     async def _row(self, user_id: str | None) -> tuple[str, bool]:
         """A user's live events, and whether they could not be read: an answer without them is better than none."""

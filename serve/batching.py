@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import NamedTuple
 
 from mvrec_core.errors import RequestError
 from mvrec_core.recommender import Answer
@@ -21,24 +22,30 @@ from mvrec_core.requests import Request
 Recommend = Callable[[Sequence[Request]], Sequence[Answer | RequestError]]
 
 
-class Batcher:
-    """Calls `recommend` in `executor`, one batch of at most `max_size` requests at a time.
+class Waiting(NamedTuple):
+    recommend: Recommend
+    request: Request
+    future: asyncio.Future[Answer]
 
-    A batch that is not full waits `wait_s` seconds for company. To be used from one event loop.
+
+class Batcher:
+    """Calls Recommends in `executor`, with one batch of at most `max_size` requests at a time.
+
+    A batch is for one Recommend, so that an answer is of the catalogue and the rules that its caller has seen, also
+    while they change. A batch that is not full waits `wait_s` seconds for company. To be used from one event loop.
     """
 
-    def __init__(self, recommend: Recommend, executor: Executor, max_size: int, wait_s: float):
-        self.recommend = recommend
+    def __init__(self, executor: Executor, max_size: int, wait_s: float):
         self.executor = executor
         self.max_size = max_size
         self.wait_s = wait_s
-        self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, recommend: Recommend, request: Request) -> Answer:
         """The answer to one request; raises what its own part of the batch came to, never a neighbour's."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        self._waiting.append(Waiting(recommend, request, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -50,29 +57,31 @@ class Batcher:
             if batch := self._take():
                 await self._run(batch)
 
-    def _take(self) -> list[tuple[Request, asyncio.Future[Answer]]]:
-        """The oldest requests that somebody still waits for."""
-        batch: list[tuple[Request, asyncio.Future[Answer]]] = []
+    def _take(self) -> list[Waiting]:
+        """The oldest requests that somebody still waits for, up to the first for another Recommend."""
+        batch: list[Waiting] = []
         while self._waiting and len(batch) < self.max_size:
-            request, future = self._waiting.popleft()
-            if not future.done():
-                batch.append((request, future))
+            if batch and self._waiting[0].recommend != batch[0].recommend:
+                break
+            one = self._waiting.popleft()
+            if not one.future.done():
+                batch.append(one)
         return batch
 
-    async def _run(self, batch: Sequence[tuple[Request, asyncio.Future[Answer]]]) -> None:
-        requests = [request for request, _ in batch]
+    async def _run(self, batch: Sequence[Waiting]) -> None:
+        recommend, requests = batch[0].recommend, [one.request for one in batch]
         loop = asyncio.get_running_loop()
         try:
-            results = await loop.run_in_executor(self.executor, recommend_each, self.recommend, requests)
+            results = await loop.run_in_executor(self.executor, recommend_each, recommend, requests)
         except Exception as error:  # the executor itself: nobody may wait for an answer that cannot come
             results = [error] * len(batch)
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():  # its client has gone
+        for one, result in zip(batch, results, strict=True):
+            if one.future.done():  # its client has gone
                 continue
             if isinstance(result, Exception):
-                future.set_exception(result)
+                one.future.set_exception(result)
             else:
-                future.set_result(result)
+                one.future.set_result(result)
 
 
 def recommend_each(recommend: Recommend, requests: Sequence[Request]) -> list[Answer | Exception]:

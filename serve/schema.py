@@ -15,27 +15,41 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from mvrec_core.attributes import Between, Condition, OneOf
 from mvrec_core.errors import nearest
 from mvrec_core.explanations import Explanation
-from mvrec_core.recommender import Answer, Recommended, Scored
-from mvrec_core.requests import MICROSECONDS, Candidate, Event, Request
+from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
+from mvrec_core.requests import MICROSECONDS, Candidate, Event, Item, Request
 from serve.sessions import Appended, LiveEvent
 
 MAX_CANDIDATES = 1000
+MAX_ITEMS = 200  # that one call may change: their texts are encoded before it is answered
 MAX_LIVE_EVENTS = 1000  # that one call may append
 LONGEST_ID, LONGEST_EVENT = 256, 2000  # characters of what is kept, as JSON
 MAX_REASONS = 5  # events of an explanation
 EXPECTED = {  # by the beginning of pydantic's name of an error
     "int": "an integer",
     "bool": "true or false",
+    "float": "a number",
     "string": "a string",
     "tuple": "a list",
     "list": "a list",
     "dict": "a JSON object",
     "model": "a JSON object",
 }
+NULL: dict[str, Any] = {"type": "null"}
+NOT_NULL: dict[str, Any] = {"not": NULL}
 FIRST_SECOND, LAST_SECOND = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999, as datetime has them
 
 
@@ -43,6 +57,8 @@ def _id(value: object) -> object:
     """An id as text: 196 and "196" are the same user."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and value.is_integer():  # to JSON 196.0 is an integer, and to prepare the id 196
+        return str(int(value))
     if not isinstance(value, str):
         raise ValueError(f"expected a string or an integer, found {_json_kind(value)}")
     try:
@@ -87,8 +103,25 @@ Id = Annotated[
 Seconds = Annotated[
     float,
     BeforeValidator(_seconds),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}], "examples": [881250949]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": FIRST_SECOND, "maximum": LAST_SECOND},
+                {"type": "string", "format": "date-time"},
+            ],
+            "examples": [881250949],
+        }
+    ),
 ]
+
+
+def _plain(features: dict[str, Any]) -> dict[str, Any]:
+    _id(json.dumps(features, ensure_ascii=False))  # half a surrogate pair may be anywhere
+    return features
+
+
+Features = Annotated[dict[str, Any], AfterValidator(_plain)]
+Most = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Strict(BaseModel):
@@ -109,11 +142,40 @@ class EventBody(BaseModel):
         return Event(self.item_id, self.timestamp, dict(self.model_extra or {}))
 
 
+class OneOfBody(Strict):
+    """Of a category view of items. A value that no item has matches nothing."""
+
+    any: tuple[Id, ...] | None = Field(None, description="items that have one of these")
+    none: tuple[Id, ...] = Field((), description="items that have none of these")
+
+
+class BetweenBody(Strict):
+    """Of a number view of items, in the units of the data; an item that lacks the number does not pass."""
+
+    min: float | None = Field(None, strict=True, allow_inf_nan=False)
+    max: float | None = Field(None, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BetweenBody:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"expected min at most max, found {self.min:g} and {self.max:g}")
+        return self
+
+
 class FilterBody(Strict):
     """What may be recommended; applied before the best k are taken, so k items come back where k are left."""
 
     allow: tuple[Id, ...] | None = Field(None, description="recommend nothing but these")
     deny: tuple[Id, ...] = Field((), description="never recommend these")
+    categories: dict[str, OneOfBody] = Field({}, description='by category view: {"genres": {"any": ["Drama"]}}')
+    ranges: dict[str, BetweenBody] = Field({}, description='by number view: {"year": {"min": 1990}}')
+
+    def where(self) -> tuple[Condition, ...]:
+        values = [
+            OneOf(view, None if one.any is None else frozenset(one.any), frozenset(one.none))
+            for view, one in self.categories.items()
+        ]
+        return (*values, *(Between(view, one.min, one.max) for view, one in self.ranges.items()))
 
 
 class UserBody(Strict):
@@ -127,34 +189,69 @@ class UserBody(Strict):
         return tuple(event.event() for event in self.events)
 
 
-class RecommendBody(UserBody):
+class ListBody(Strict):
+    """What a list may hold."""
+
     k: int = Field(10, ge=1, strict=True, description="how many items, at most the size of the catalogue")
-    exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
     filter: FilterBody | None = None
+    diversity: float = Field(
+        0.0, ge=0, le=1, strict=True, description="how much it counts against an item to be like those above it"
+    )
+    caps: dict[str, Most] = Field(
+        {}, description='at most so many items of one value of a category view: {"genres": 3}'
+    )
+
+    def _wishes(self) -> dict[str, Any]:
+        limits = self.filter or FilterBody()
+        return {
+            "k": self.k,
+            "allow": None if limits.allow is None else frozenset(limits.allow),
+            "deny": frozenset(limits.deny),
+            "where": limits.where(),
+            "diversity": self.diversity,
+            "caps": tuple(self.caps.items()),
+        }
+
+
+class RecommendBody(UserBody, ListBody):
+    exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
     explain: bool = Field(False, strict=True, description="say why: the weights of the views, the events, the ranks")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "196", "k": 10}]})
 
     def request(self) -> Request:
-        limits = self.filter or FilterBody()
         return Request(
             user_id=self.user_id,
             events=self._events(),
-            k=self.k,
             exclude_seen=self.exclude_seen,
-            allow=None if limits.allow is None else frozenset(limits.allow),
-            deny=frozenset(limits.deny),
             explain=self.explain,
             now=self.now,
+            **self._wishes(),
         )
+
+
+class SimilarBody(ListBody):
+    item_id: Id
+
+    def request(self) -> Request:
+        return Request(**self._wishes())
 
 
 class CandidateBody(Strict):
     """An item of the catalogue, or one that is not in it, described by its columns."""
 
     item_id: Id | None = None
-    features: dict[str, Any] | None = Field(
+    features: Features | None = Field(
         None, description='columns of the items file: {"title": ..., "image": [0.1, ...]}'
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["item_id"], "properties": {"item_id": NOT_NULL, "features": NULL}},
+                {"required": ["features"], "properties": {"features": NOT_NULL, "item_id": NULL}},
+            ]
+        }
     )
 
     @model_validator(mode="after")
@@ -223,6 +320,25 @@ class EventsBody(Strict):
         ]
 
 
+class ItemBody(Strict):
+    """An item as it is from now on: a column that is not given is missing."""
+
+    item_id: Id
+    features: Features = Field(description='columns of the items file: {"title": ..., "image": [0.1, ...]}')
+    display: str | None = Field(None, description="what to show people; if left out, the first column of the text")
+
+
+class ItemsBody(Strict):
+    items: tuple[ItemBody, ...] = Field(min_length=1, max_length=MAX_ITEMS)
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"item_id": "1683", "features": {"title": "Alien", "year": 1979}}]}]}
+    )
+
+    def changes(self) -> tuple[Item, ...]:
+        return tuple(Item(one.item_id, one.features, one.display) for one in self.items)
+
+
 class EventReason(BaseModel):
     """What an event of the history adds to the score of an item."""
 
@@ -238,7 +354,7 @@ class ItemAnswer(BaseModel):
 
     item_id: str
     score: float = Field(description="cosine / temperature + bias; the higher the better")
-    rank: int = Field(description="from 1")
+    rank: int = Field(description="from 1; with diversity or caps not the order of the scores")
     display: str | None = Field(description="what to show people, such as the title")
     views: dict[str, float] | None = Field(None, description="weights that sum to 1; only with explain")
     events: list[EventReason] | None = Field(None, description="those that moved the score most, the strongest first")
@@ -278,6 +394,12 @@ class SimilarAnswer(BaseModel):
     model_version: str
     item_id: str
     items: list[ItemAnswer]
+
+
+class ItemsAnswer(BaseModel):
+    model_version: str
+    items_version: int = Field(description="grows with each change of the catalogue since the model was trained")
+    items: int = Field(description="how many there are to recommend now")
 
 
 class HistoryEvent(BaseModel):
@@ -382,6 +504,15 @@ def as_json(values: Any) -> bytes:
     return text.encode("utf-8", errors="replace")
 
 
+def items_values(model_version: str, recommender: Recommender) -> dict[str, Any]:
+    """An ItemsAnswer as plain values."""
+    return {
+        "model_version": model_version,
+        "items_version": recommender.items_version,
+        "items": recommender.n_items,
+    }
+
+
 def error_values(code: str, message: str, field: str | None = None) -> dict[str, Any]:
     """An ErrorAnswer as plain values."""
     return {"error": {"code": code, "message": message, "field": field}}
@@ -405,9 +536,9 @@ def _complaint(error: dict[str, Any]) -> str:
         case "value_error":
             return str(limits["error"])
         case "greater_than_equal":
-            return f"expected at least {limits['ge']}, found {value}"
+            return f"expected at least {limits['ge']:g}, found {value}"
         case "less_than_equal":
-            return f"expected at most {limits['le']}, found {value}"
+            return f"expected at most {limits['le']:g}, found {value}"
         case "too_short" | "too_long":
             bound = f"at least {limits['min_length']}" if "min_length" in limits else f"at most {limits['max_length']}"
             return f"expected {bound} entries, found {limits['actual_length']}"
@@ -426,8 +557,8 @@ def _found(value: object) -> str:
 def _keys(model: Any, where: Sequence[str]) -> set[str]:
     """The keys of the object at `where` in a body."""
     for part in where:
-        if not part.isdigit() and isinstance(model, type) and issubclass(model, BaseModel):
-            model = _model_in(model.model_fields[part].annotation)
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation)  # another part is a place in a list or a view
     return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
-from mvrec_core.requests import Candidate, Request
+from mvrec_core.requests import Candidate, Item, Request
 from serve.schema import as_json, events_values, history_values, recommend_values, score_values
 from serve.sessions import LiveEvent, joined
 
@@ -34,6 +35,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.request: Request | None = None
+        self.items: tuple[Item, ...] = ()
         self.delay_s = 0.0
         self.rows: dict[str, str] = {}
         self.away = False  # the store of live events
@@ -59,11 +61,21 @@ class Shelf:
         scored = [Scored(one.item_id, 0.0 if found else None, 0.5 if found else None) for one, found in pairs]
         return as_json(score_values(self.model_version, "history", scored, known.count(False), self.away))
 
-    async def similar(self, item_id: str, k: int) -> list[Recommended]:
+    async def similar(self, item_id: str, request: Request) -> list[Recommended]:
         if item_id not in TITLES:
             raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
-        others = [item for item in TITLES if item != item_id][:k]
+        others = [item for item in TITLES if item not in {item_id, *request.deny}][: request.k]
         return [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
+
+    async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
+        self.items = tuple(items)
+        return {"model_version": self.model_version, "items_version": 1, "items": 3 + len(items)}
+
+    async def remove_items(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        for item_id in item_ids:
+            if item_id not in TITLES:
+                raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
+        return {"model_version": self.model_version, "items_version": 1, "items": 3 - len(item_ids)}
 
     async def history(self, user_id: str, limit: int) -> bytes:
         if user_id != "ann" and user_id not in self.rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +19,17 @@ from serve.api import create_api
 from serve.app import Replica
 
 LATER = 60.0 + max(float(row["timestamp"]) for row in tiny.event_rows() if row["user_id"] == "u003")
+
+
+@pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])
+def store(request, tmp_path) -> Iterator[dict[str, str]]:
+    """What replicas have to be told to share what they keep."""
+    if request.param == "file":
+        yield {"state_dir": str(tmp_path / "state")}
+        return
+    server = RedisServer(tmp_path)
+    yield {"redis_url": server.url}
+    server.kill()
 
 
 @pytest.fixture
@@ -61,14 +74,57 @@ def test_the_very_next_answer_rests_on_an_event_whoever_gives_it(replicas, plain
 
 def test_an_answer_is_computed_once_until_an_event_comes(replicas):
     client, asked = replicas[0], []
-    answer = client.replica._batcher.recommend
-    client.replica._batcher.recommend = lambda requests: asked.extend(requests) or answer(requests)
+    answer = client.replica._batcher.answer
+    client.replica._batcher.answer = lambda recommend, request: asked.append(request) or answer(recommend, request)
     first = recommend(client, user_id="u003", k=3, explain=True, now=LATER)
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) == first and len(asked) == 1
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER + 40_000) != first and len(asked) == 2
     replicas[1].post("/v1/events", json={"user_id": "u003", "events": [{"item_id": "i30"}]})
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) != first and len(asked) == 3
     assert client.post("/v1/recommend", json={"user_id": "u003", "k": 0}).status_code == 422
+
+
+def test_an_item_that_has_gone_does_not_come_out_of_the_cache(plain_checkpoint, store):
+    with ExitStack() as stack:
+        one, other = (started(stack, plain_checkpoint, **store) for _ in range(2))
+        body = {"user_id": "u003", "k": 3, "now": LATER}
+        first = recommend(one, **body)
+        gone = ids(first)[0]
+        assert recommend(other, **body) == first
+        assert one.delete(f"/v1/items/{gone}").status_code == 200
+        for client in (one, other):
+            assert gone not in ids(recommend(client, **body)) and len(recommend(client, **body)["items"]) == 3
+            assert gone not in ids(client.get("/v1/similar/i30?k=38").json())
+        new = {"item_id": gone, "features": {"title": "新片"}}  # a history with it is another one from now on
+        assert other.put("/v1/items", json={"items": [new]}).status_code == 200
+        events = [{"item_id": gone}, {"item_id": "i30"}]
+        scores = [item["score"] for item in recommend(one, events=events, k=3)["items"]]
+        assert scores == [item["score"] for item in recommend(other, events=events, k=3)["items"]]
+
+
+def test_what_a_rule_withholds_does_not_come_out_of_the_cache(plain_checkpoint, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("serve.rules.LOOK_EVERY_S", 0.0)
+    rules, audit = tmp_path / "rules.yaml", tmp_path / "withheld.jsonl"
+
+    def write(text: str, second: int) -> None:
+        rules.write_text(text, encoding="utf-8")
+        os.utime(rules, (second, second))
+
+    write("", 1)
+    with ExitStack() as stack:
+        settings = {**store, "rules": str(rules), "audit": str(audit)}
+        clients = [started(stack, plain_checkpoint, **settings) for _ in range(2)]
+        body = {"user_id": "u003", "k": 3, "now": LATER}
+        free = recommend(clients[0], **body)
+        assert recommend(clients[1], **body) == free and audit.read_text() == ""
+        write(f"block: [{{why: 召回, items: [{ids(free)[0]}]}}]", 2)
+        held = [recommend(client, **body) for client in clients for _ in range(2)]
+        assert all(ids(answer)[:2] == ids(free)[1:] for answer in held)
+        lines = [json.loads(line) for line in audit.read_text(encoding="utf-8").splitlines()]
+        assert {(line["item_id"], line["why"]) for line in lines} == {(ids(free)[0], "召回")}
+        assert len(lines) == (1 if "redis_url" in store else 2)  # once for each computation, not for each answer
+        write("block: []", 3)
+        assert [recommend(client, **body) for client in clients] == [free, free]
 
 
 def test_events_are_checked_as_those_of_a_request_are(replicas):

@@ -11,8 +11,10 @@ from redis import Redis
 from redis_server import RedisServer, needs_redis
 
 from mvrec_core import training
+from mvrec_core.attributes import Between, OneOf
 from mvrec_core.recommender import Recommender
-from mvrec_core.requests import Event, Request, digest
+from mvrec_core.requests import Event, Item, Request, digest
+from mvrec_core.rules import Rule, Rules
 from serve.cache import KEY_BYTES, SLOTS, Cache
 from serve.redis_client import RedisClient
 
@@ -135,6 +137,10 @@ def test_an_error_is_told_to_all_who_wait_and_not_remembered():
         {"allow": frozenset()},
         {"deny": frozenset({"a"})},
         {"explain": True},
+        {"where": (OneOf("类型", frozenset({"科幻", "灾难"})),)},
+        {"where": (Between("year", 1990),)},
+        {"diversity": 0.5},
+        {"caps": (("类型", 2),)},
         {"now": 6.0},
     ],
 )
@@ -236,3 +242,32 @@ def test_remembered_answers_are_those_of_a_fresh_recommender(plain_checkpoint):
         (again,), (new,) = used.recommend([Request(user, k=5)]), fresh.recommend([Request(user, k=5)])
         assert [i.item_id for i in again.items] == [i.item_id for i in new.items]
         assert [i.score for i in again.items] == pytest.approx([i.score for i in new.items], abs=1e-4)
+
+
+def test_other_items_make_other_vectors_and_neither_takes_those_of_the_other(plain_checkpoint):
+    def scores(recommender: Recommender) -> dict[str, float]:
+        answer = recommender.recommend([Request(events=(Event("新片"), Event("i03")), k=38)])[0]
+        return {item.item_id: item.score for item in answer.items}
+
+    def put(recommender: Recommender, title: str) -> Recommender:
+        return recommender.with_items([Item("新片", {"title": title})], 1)
+
+    used, fresh = Recommender.load(plain_checkpoint), Recommender.load(plain_checkpoint)
+    before = scores(used)
+    changed = put(used, "流浪地球 3")
+    after = scores(changed)
+    assert after == pytest.approx(scores(put(fresh, "流浪地球 3")), abs=1e-4) != pytest.approx(before, abs=1e-4)
+    assert scores(used) == before and scores(changed) == after
+
+
+def test_a_version_says_model_items_and_rules(plain_recommender):
+    rules = Rules(block=(Rule(why="召回", items=("i03",)),))
+    same = plain_recommender.with_rules(Rules()).version
+    others = [
+        plain_recommender.with_rules(rules).version,
+        plain_recommender.with_items([Item("i03")], 7).version,
+        plain_recommender.with_items([Item("i03")], 8).version,
+        plain_recommender.with_items([Item("i03")], 8).with_rules(rules).version,
+    ]
+    assert same == plain_recommender.version and len({same, *others}) == 5
+    assert plain_recommender.with_rules(rules).with_rules(Rules()).version == same

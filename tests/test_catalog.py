@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from mvrec_core.catalog import FIRST, PAD, UNKNOWN, Catalog, Vocabulary
+from mvrec_core.catalog import FEW, FIRST, PAD, UNKNOWN, Catalog, Vocabulary
 
 
 def test_known_unknown_and_missing_are_three_things():
@@ -28,3 +28,10 @@ def test_chunked_and_empty_values():
 def test_a_catalogue_counts_items_only():
     catalog = Catalog(pa.table({"item_id": ["x", "y"], "display": ["X", None]}))
     assert (len(catalog), len(catalog.ids), catalog.display) == (2, 4, ["X", None])
+
+
+def test_many_strings_are_found_as_a_few_are():
+    vocabulary = Vocabulary([f"物{n}" for n in range(5000)])
+    wanted = [None if n % 7 == 0 else f"物{n * 3}" for n in range(FEW + 1)]
+    each = [int(vocabulary.index([one])[0]) for one in wanted]
+    assert vocabulary.index(wanted).tolist() == vocabulary.index(pa.array(wanted)).tolist() == each

@@ -52,3 +52,11 @@ def test_equals_sets_on_random_filters():
     for row, f in zip(rows(eligible(filters, 30)), filters, strict=True):
         allowed = set(range(30)) if f.allow is None else set(f.allow.tolist())
         assert row == sorted(allowed - set(f.seen.tolist()) - set(f.deny.tolist()) - {0, 1})
+
+
+def test_masks_narrow_the_requests_that_hold_them():
+    even, small = torch.arange(8) % 2 == 0, torch.arange(8) < 5
+    filters = [Filter(masks=[even]), Filter(), Filter(deny=[4], masks=[even, small]), Filter(masks=[small])]
+    assert rows(eligible(filters, 8)) == [[2, 4, 6], [2, 3, 4, 5, 6, 7], [2], [2, 3, 4]]
+    assert rows(eligible([Filter(masks=[even]), Filter(seen=[2], masks=[even])], 8)) == [[2, 4, 6], [4, 6]]
+    assert even.tolist() == [True, False] * 4  # masks are shared: never written to

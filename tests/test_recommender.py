@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from mvrec_core import checkpoint
+from mvrec_core.attributes import Between, OneOf
 from mvrec_core.config import TextView
 from mvrec_core.errors import CheckpointError, RequestError
 from mvrec_core.metrics import RankingSums
@@ -165,6 +166,83 @@ def test_allow_and_deny(ask):
     assert ids(ask("u003", allow=frozenset())) == []
 
 
+def by_rule(rule):
+    return {row["item_id"] for row in tiny.item_rows() if rule(row["genres"].split("|"), row["year"])}
+
+
+@pytest.mark.parametrize("user", ["u003", None])
+def test_conditions_come_before_the_best_k_so_that_k_come(ask, user):
+    where = (OneOf("genres", frozenset({"科幻"}), frozenset({"Drama"})), Between("year", 1985, 2015))
+    fit = by_rule(
+        lambda genres, year: "科幻" in genres and "Drama" not in genres and year and 1985 <= int(year) <= 2015
+    )
+    assert len(fit) >= 8 and set(ids(ask(user, k=40, where=where, exclude_seen=False))) == fit
+    left = fit - set(history_of("u003")) if user else fit
+    best = [item for item in ids(ask(user, k=34)) if item in left]
+    assert ids(ask(user, k=4, where=where)) == best[:4]
+
+
+def test_requests_of_a_batch_keep_their_own_conditions(plain_recommender):
+    drama, late = OneOf("genres", frozenset({"Drama"})), Between("year", None, 1999)
+    wheres = [(), (drama,), (drama, late), (OneOf("genres", frozenset({"Western"})),), (drama,)]
+    answers = plain_recommender.recommend([Request("u003", k=5, where=where) for where in wheres])
+    for answer, where in zip(answers, wheres, strict=True):
+        assert ids(answer) == ids(plain_recommender.recommend([Request("u003", k=5, where=where)])[0])
+    assert len({tuple(ids(answer)) for answer in answers}) == 4 and ids(answers[3]) == []
+
+
+def test_a_condition_on_no_view_fails_alone(plain_recommender):
+    good, bad = plain_recommender.recommend([Request("u003"), Request("u003", where=(OneOf("genre"),))])
+    assert isinstance(good, Answer) and isinstance(bad, RequestError) and bad.field == "filter.categories.genre"
+
+
+# diversity and caps
+
+
+def similarity(recommender, items):
+    vectors = recommender._items[recommender._data.catalog.ids.index(items)]
+    return float((vectors @ vectors.T).triu(1).sum())
+
+
+@pytest.mark.parametrize("user", ["u003", None])
+def test_diversity_takes_unlike_items_of_the_best(plain_recommender, ask, user):
+    plain, diverse = ask(user, k=8), ask(user, k=8, diversity=0.9)
+    assert len(diverse.items) == 8 and plain.items[0] == diverse.items[0]
+    assert similarity(plain_recommender, ids(diverse)) < similarity(plain_recommender, ids(plain)) - 1
+    assert {i.item_id: i.score for i in ask(user, k=34).items}[ids(diverse)[5]] == diverse.items[5].score
+    assert [item.rank for item in diverse.items] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("user", ["u003", None])
+def test_caps_are_kept_and_k_come_where_possible(ask, user):
+    genres = {row["item_id"]: set(filter(None, row["genres"].split("|"))) for row in tiny.item_rows()}
+    capped = ask(user, k=7, caps=(("genres", 2),))
+    counts, wanted = {}, []
+    for item in ids(ask(user, k=34)):  # in the order of the scores, by hand
+        if len(wanted) < 7 and all(counts.get(genre, 0) < 2 for genre in genres[item]):
+            wanted.append(item)
+            counts |= {genre: counts.get(genre, 0) + 1 for genre in genres[item]}
+    assert ids(capped) == wanted
+
+
+def test_a_pool_too_small_for_the_caps_grows(plain_recommender, ask, monkeypatch):
+    whole = ids(ask("u003", k=4, caps=(("genres", 1),), where=(OneOf("genres", None, frozenset({"Comedy"})),)))
+    monkeypatch.setattr("mvrec_core.recommender._pool", lambda request: request.k)
+    assert ids(ask("u003", k=4, caps=(("genres", 1),), where=(OneOf("genres", None, frozenset({"Comedy"})),))) == whole
+    assert len(whole) >= 3
+
+
+def test_a_cap_on_no_view_is_refused(ask):
+    error = ask("u003", caps=(("genre", 2),))
+    assert str(error) == "caps.genre: not a category view of items; did you mean 'genres'?"
+
+
+def test_a_diverse_and_a_plain_request_in_one_batch(plain_recommender, ask):
+    requests = [Request("u003", k=5), Request("u004", k=5, diversity=0.5), Request(None, k=3, caps=(("genres", 1),))]
+    for request, answer in zip(requests, plain_recommender.recommend(requests), strict=True):
+        assert ids(answer) == ids(plain_recommender.recommend([request])[0])
+
+
 # live events
 
 
@@ -280,15 +358,28 @@ def test_texts_of_features_read_as_prepared_ones(row, text):
 def test_similar_is_by_cosine_without_the_item_itself(plain_recommender, plain_checkpoint):
     vectors = checkpoint.load(plain_checkpoint).item_vectors[2:]
     by_hand = (vectors[3] @ vectors.T).masked_fill(torch.arange(tiny.ITEMS) == 3, -9).topk(5)
-    found = plain_recommender.similar("i03", 5)
+    found = plain_recommender.similar("i03", Request(k=5))
     assert [item.item_id for item in found] == [f"i{n:02d}" for n in by_hand.indices.tolist()]
     assert [item.score for item in found] == pytest.approx(by_hand.values.tolist(), abs=1e-5)
-    assert len(plain_recommender.similar("i03", tiny.ITEMS)) == tiny.ITEMS - 1
+    assert len(plain_recommender.similar("i03", Request(k=tiny.ITEMS))) == tiny.ITEMS - 1
+
+
+def test_similar_takes_the_wishes_of_a_request(plain_recommender):
+    everything = [item.item_id for item in plain_recommender.similar("i03", Request(k=39))]
+    drama = (OneOf("genres", frozenset({"Drama"})),)
+    fit = [item for item in everything if item in by_rule(lambda genres, _: "Drama" in genres)]
+    found = plain_recommender.similar("i03", Request(k=5, where=drama, deny=frozenset({fit[0]})))
+    assert [item.item_id for item in found] == fit[1:6]
+    diverse = plain_recommender.similar("i03", Request(k=5, diversity=0.9))
+    assert [item.item_id for item in diverse][0] == everything[0] and len(diverse) == 5
+    assert similarity(plain_recommender, [item.item_id for item in diverse]) < similarity(
+        plain_recommender, everything[:5]
+    )
 
 
 def test_similar_to_nothing(plain_recommender):
     with pytest.raises(RequestError, match="'x' is not in the catalogue") as error:
-        plain_recommender.similar("x", 3)
+        plain_recommender.similar("x", Request(k=3))
     assert (error.value.status, error.value.field) == (404, "item_id")
 
 

@@ -182,6 +182,20 @@ def test_score_and_similar(client, user):
 
 
 @pytest.mark.ray
+def test_items_come_and_go_at_once(client, user):
+    new = {"item_id": "新片", "features": {"title": "流浪地球 3", "genres": "科幻", "year": 2030}}
+    body = {"user_id": user, "filter": {"ranges": {"year": {"min": 2025}}}}
+    before = client.get("/health/ready").json()["items"]
+    assert client.post("/v1/recommend", json=body).json()["items"] == []
+    assert client.put("/v1/items", json={"items": [new]}).json()["items"] == before + 1
+    (item,) = client.post("/v1/recommend", json=body).json()["items"]
+    assert (item["item_id"], item["display"], item["rank"]) == ("新片", "流浪地球 3", 1)
+    assert client.delete("/v1/items/新片").json()["items"] == before
+    assert client.post("/v1/recommend", json=body).json()["items"] == []
+    assert client.delete("/v1/items/新片").status_code == 404
+
+
+@pytest.mark.ray
 def test_history_is_newest_first(client, user):
     times = [event["timestamp"] for event in client.get(f"/v1/users/{user}/history").json()["events"]]
     assert times and times == sorted(times, reverse=True)

@@ -12,9 +12,10 @@ import pytest
 from shelf import TITLES, Shelf
 from starlette.testclient import TestClient
 
+from mvrec_core.attributes import Between, OneOf
 from mvrec_core.errors import CheckpointError, ConfigError, RequestError
 from mvrec_core.recommender import Answer
-from mvrec_core.requests import Candidate, Event, Request
+from mvrec_core.requests import Candidate, Event, Item, Request
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.limits import MAX_BODY
@@ -44,7 +45,14 @@ def test_a_body_becomes_a_request():
         "events": [{"item_id": 50, "timestamp": "1997-12-04T15:55:49Z", "rating": 4}, {"item_id": "x"}],
         "k": 3,
         "exclude_seen": False,
-        "filter": {"allow": [1, "b"], "deny": ["c"]},
+        "filter": {
+            "allow": [1, "b"],
+            "deny": ["c"],
+            "categories": {"genres": {"any": ["科幻", 7], "none": ["x"]}, "shop": {}},
+            "ranges": {"year": {"min": 1990, "max": 1999.5}},
+        },
+        "diversity": 0.25,
+        "caps": {"genres": 2},
         "explain": True,
         "now": "1997-12-05T00:00:00Z",
     }
@@ -55,6 +63,13 @@ def test_a_body_becomes_a_request():
         exclude_seen=False,
         allow=frozenset({"1", "b"}),
         deny=frozenset({"c"}),
+        where=(
+            OneOf("genres", frozenset({"科幻", "7"}), frozenset({"x"})),
+            OneOf("shop"),
+            Between("year", 1990, 1999.5),
+        ),
+        diversity=0.25,
+        caps=(("genres", 2),),
         explain=True,
         now=881280000.0,
     )
@@ -62,6 +77,11 @@ def test_a_body_becomes_a_request():
 
 def test_what_is_absent_has_the_default():
     assert RecommendBody.model_validate({}).request() == Request()
+
+
+@pytest.mark.parametrize(("given", "text"), [(196, "196"), ("0196", "0196"), (196.0, "196"), (-3, "-3"), ("文", "文")])
+def test_an_id_is_text(given, text):
+    assert RecommendBody.model_validate({"user_id": given}).request().user_id == text
 
 
 def test_candidates():
@@ -142,8 +162,35 @@ def test_score(client):
     }
 
 
+def test_items_are_put_and_removed(client, shelf):
+    new = {"item_id": 9, "features": {"title": "红楼梦", "year": 1987, "genres": ["剧情"]}}
+    answer = client.put("/v1/items", json={"items": [new, {"item_id": "x", "features": {}, "display": "X"}]})
+    assert answer.json() == {"model_version": "shelf-1", "items_version": 1, "items": 5}
+    assert shelf.items == (Item("9", new["features"]), Item("x", {}, "X"))
+    assert client.delete("/v1/items/a").json()["items"] == 2
+    assert client.delete("/v1/items?item_id=a&item_id=b").json()["items"] == 1
+    assert error(client.delete("/v1/items/x%2Fy")) == (404, "not_found", "item_id")
+    assert error(client.delete("/v1/items")) == (422, "invalid_request", "item_id")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"items": []}, "items"),
+        ({"items": [{"item_id": "a"}]}, "items.0.features"),
+        ({"items": [{"item_id": "a", "features": {"title": "\ud800"}}]}, "items.0.features"),
+        ({"items": [{"item_id": "a", "features": {}, "titel": "A"}]}, "items.0.titel"),
+        ({"items": [{"item_id": "a", "features": {}}] * 201}, "items"),
+    ],
+)
+def test_mistakes_in_items(client, body, field):
+    assert error(client.put("/v1/items", content=json.dumps(body))) == (422, "invalid_request", field)
+
+
 def test_similar_users_and_history(client):
     assert [item["item_id"] for item in client.get("/v1/similar/a?k=1").json()["items"]] == ["b"]
+    body = {"item_id": "a", "filter": {"deny": ["b"]}, "diversity": 0.5}
+    assert [item["item_id"] for item in client.post("/v1/similar", json=body).json()["items"]] == ["c"]
     assert client.get("/v1/users", params={"prefix": "安"}).json() == {"users": ["安"]}
     assert client.get("/v1/users/ann/history").json() == {
         "user_id": "ann",
@@ -205,6 +252,23 @@ def test_health(client):
     [
         ({"usr_id": "ann"}, "usr_id", "unknown key 'usr_id'; did you mean 'user_id'?"),
         ({"filter": {"alow": []}}, "filter.alow", "unknown key 'filter.alow'; did you mean 'allow'?"),
+        (
+            {"filter": {"categories": {"genres": {"all": []}}}},
+            "filter.categories.genres.all",
+            "unknown key 'filter.categories.genres.all'; valid names: any, none",
+        ),
+        (
+            {"filter": {"ranges": {"year": {"min": "1990"}}}},
+            "filter.ranges.year.min",
+            "'filter.ranges.year.min': expected a number, found \"1990\"",
+        ),
+        (
+            {"filter": {"ranges": {"year": {"min": 2, "max": 1.5}}}},
+            "filter.ranges.year",
+            "'filter.ranges.year': expected min at most max, found 2 and 1.5",
+        ),
+        ({"diversity": 1.5}, "diversity", "'diversity': expected at most 1, found 1.5"),
+        ({"caps": {"genres": 0}}, "caps.genres", "'caps.genres': expected at least 1, found 0"),
         ({"k": 0}, "k", "'k': expected at least 1, found 0"),
         ({"k": "5"}, "k", "'k': expected an integer, found \"5\""),
         ({"k": True}, "k", "'k': expected an integer, found true"),
@@ -310,7 +374,8 @@ def test_openapi_describes_the_bodies(client):
     assert post["requestBody"] == {"content": {"application/json": {"schema": schema}}, "required": True}
     assert set(post["responses"]) == {"200", "400", "413", "422", "503"}
     body = api["components"]["schemas"]["RecommendBody"]
-    assert set(body["properties"]) == {"user_id", "events", "now", "k", "exclude_seen", "filter", "explain"}
+    keys = {"user_id", "events", "now", "k", "exclude_seen", "filter", "diversity", "caps", "explain"}
+    assert set(body["properties"]) == keys
     assert body["additionalProperties"] is False
     ids = {"type": "string"}, {"type": "integer"}
     assert api["components"]["schemas"]["EventBody"]["properties"]["item_id"]["anyOf"] == list(ids)
@@ -329,8 +394,8 @@ def batched(recommend, requests, max_size: int = 8):
 
     async def all_at_once():
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(recommend, executor, max_size, wait_s=0.01)
-            return await asyncio.gather(*(batcher.answer(one) for one in requests), return_exceptions=True)
+            batcher = Batcher(executor, max_size, wait_s=0.01)
+            return await asyncio.gather(*(batcher.answer(recommend, one) for one in requests), return_exceptions=True)
 
     return asyncio.run(all_at_once())
 
@@ -368,18 +433,36 @@ def test_requests_that_come_while_the_model_is_busy_share_its_next_batch():
 
     async def trickle():
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(recommend, executor, max_size=32, wait_s=0.001)
-            first = asyncio.create_task(batcher.answer(Request()))
+            batcher = Batcher(executor, max_size=32, wait_s=0.001)
+            first = asyncio.create_task(batcher.answer(recommend, Request()))
             await asyncio.to_thread(busy.wait, 5)
             others = []
             for _ in range(5):
-                others.append(asyncio.create_task(batcher.answer(Request())))
+                others.append(asyncio.create_task(batcher.answer(recommend, Request())))
                 await asyncio.sleep(0.005)  # longer than wait_s: @serve.batch would make five batches of them
             go_on.set()
             await asyncio.gather(first, *others)
 
     asyncio.run(trickle())
     assert sizes == [1, 5]
+
+
+def test_a_batch_is_for_one_state_of_the_catalogue():
+    def states(*names):
+        def of(name):
+            return lambda requests: sizes.append((name, len(requests))) or [Answer(name, [], 0) for _ in requests]
+
+        sizes, known = [], {name: of(name) for name in names}
+
+        async def all_at_once():
+            with ThreadPoolExecutor(1) as executor:
+                batcher = Batcher(executor, max_size=8, wait_s=0.01)
+                return await asyncio.gather(*(batcher.answer(known[name], Request()) for name in names))
+
+        return [answer.rung for answer in asyncio.run(all_at_once())], sizes
+
+    order = ["old", "old", "新", "新", "old"]
+    assert states(*order) == (order, [("old", 2), ("新", 2), ("old", 1)])
 
 
 def test_settings_come_from_the_checkpoint_and_are_changed_by_what_is_given(checkpoint):
