@@ -13,6 +13,20 @@ HIDDEN = 0.1  # share of the users whose gaps until the next event are hidden in
 GAPS = 32  # buckets of a time gap, powers of two of a second; the last is for an unknown gap
 
 
+class Encoders(nn.ModuleDict):
+    """The encoder of each view by the view's name, which may be that of an attribute of a module, such as "type"."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return super().__getitem__(_free(name))
+
+    def __setitem__(self, name: str, encoder: nn.Module) -> None:
+        super().__setitem__(_free(name), encoder)
+
+
+def _free(name: str) -> str:
+    return f"{name}:" if hasattr(nn.ModuleDict, name) else name  # a view's name has no colon
+
+
 class IdEncoder(nn.Module):
     """item [...] -> its embedding; an UNKNOWN item has none."""
 

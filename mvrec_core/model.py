@@ -21,6 +21,7 @@ from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.config import Config, ModelConfig
 from mvrec_core.encoders import (
     CategoryEncoder,
+    Encoders,
     GapEncoder,
     IdEncoder,
     NumberEncoder,
@@ -63,7 +64,7 @@ class MVRec(nn.Module):
         self.user_view_names = list(config.views_at("user"))
         self.text: TextEncoder | None = None
         self.until: GapEncoder | None = None
-        self.encoders = nn.ModuleDict()
+        self.encoders = Encoders()
         linear = config.model.fusion == "linear"
         for name, view in (config.views_at("item") if linear else config.views).items():
             if view.kind == "id":
@@ -81,7 +82,7 @@ class MVRec(nn.Module):
                 self.text = TextEncoder(config.model.text, catalog.table[name].to_pylist())
                 self.encoders[name] = nn.Linear(self.text.hidden, dim)
         for name, values in item_features(config, catalog.table, fitted).items():
-            self.register_buffer(f"item_{name}", values, persistent=False)
+            self.register_buffer(f"feature_{name}", values, persistent=False)
         self.register_buffer("popularity", popularity.float(), persistent=False)
         self.register_buffer("known", (popularity > 0) & (torch.arange(len(popularity)) >= FIRST))
         if config.train.weights is not None:
@@ -130,7 +131,7 @@ class MVRec(nn.Module):
                 vector, present = self.text(item, live)  # type: ignore[misc]
                 encoded.append((self._project(name, vector), present))
             else:
-                encoded.append(self.encoders[name](getattr(self, f"item_{name}")[item]))
+                encoded.append(self.encoders[name](getattr(self, f"feature_{name}")[item]))
         return _stack(encoded)
 
     def _project(self, name: str, vector: Tensor) -> Tensor:

@@ -246,7 +246,7 @@ class Pretext(nn.Module):
         guess_PD = self.guess[name](state_PD).float()
         if kind in ("category", "number", "time"):
             if values is None:
-                values = getattr(self.model, f"item_{name}")[needed[row_P]]
+                values = getattr(self.model, f"feature_{name}")[needed[row_P]]
             if kind == "number":
                 return F.mse_loss(guess_PD[:, 0], values.float().clamp(-5, 5))
             if kind == "category":

@@ -239,7 +239,8 @@ def _seed(seed: Sequence[int], generator: torch.Generator) -> None:
 
 def _synchronised(parallel: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
     """Workers add up their gradients with the last part of a batch alone."""
-    return contextlib.nullcontext() if wanted or not hasattr(parallel, "no_sync") else parallel.no_sync()
+    pause: Any = getattr(parallel, "no_sync", contextlib.nullcontext)
+    return contextlib.nullcontext() if wanted else pause()
 
 
 def _validate(model: MVRec, shards: Shards, config: Config, workers: Workers) -> RankingSums:
@@ -326,8 +327,8 @@ class Learner:
         self.model.load_state_dict(parts["model"], strict=False)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimiser"].items():
-            place, _, what = name.partition(".")
-            moments.setdefault(int(place), {})[what] = value
+            number, _, what = name.partition(".")
+            moments.setdefault(int(number), {})[what] = value
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.last_epoch = at.step
         self.average.steps = averaged

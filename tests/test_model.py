@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from mvrec_core.batch import collate
-from mvrec_core.catalog import FIRST, Vocabulary
+from mvrec_core.catalog import FIRST, Catalog, Vocabulary
 from mvrec_core.checkpoint import Data, new_model
 from mvrec_core.encoders import GAPS
 from mvrec_core.errors import ConfigError
@@ -242,3 +242,18 @@ def test_a_weight_for_a_value_that_is_not_there(tiny_encoder, plain_data):
     data = with_kinds(plain_data)
     with pytest.raises(ConfigError, match=r"train.weights.values: expected .*\(view, 购买\), found 'cart'"):
         new_model(config, data, data.shards(config))
+
+
+def test_a_view_may_have_the_name_of_an_attribute(tiny_encoder, plain_data):
+    genres, year = "{kind: category, level: item, column: genres}", "{kind: number, level: item, column: year}"
+    config = tiny.config(tiny_encoder, f"views={{id: {{kind: id}}, type: {genres}, vectors: {year}}}")
+    names = {"genres": "type", "year": "vectors"}
+    table = plain_data.catalog.table
+    table = table.rename_columns([names.get(name, name) for name in table.column_names])
+    fits = plain_data.fitted
+    fitted = Fitted({"type": fits.vocabularies["genres"]}, {"vectors": fits.scales["year"]})
+    data = Data(Catalog(table), fitted, plain_data.users)
+    model = new_model(config, data, data.shards(config))
+    histories = data.histories(config)
+    model(collate(histories, train_examples(histories, 8)[:9]), torch.Generator().manual_seed(0)).backward()
+    assert all(p.grad is not None for name in names.values() for p in model.encoders[name].parameters())
