@@ -147,7 +147,7 @@ def test_vectors_have_unit_length_and_rows_without_views_none(plain_model):
 
 def test_an_item_described_by_its_columns_is_the_item_but_for_its_id(plain_model, plain_data):
     views, _ = catalogue(plain_model)
-    features = {name: getattr(plain_model, f"item_{name}")[[FIRST]] for name in ("genres", "year")}
+    features = {name: getattr(plain_model, f"feature_{name}")[[FIRST]] for name in ("genres", "year")}
     with torch.no_grad():
         new = plain_model.new_item_views(features, [plain_data.catalog.table["text"][0].as_py()])
     torch.testing.assert_close(new.z[0, 1:], views.z[FIRST, 1:], atol=1e-5, rtol=1e-4)

@@ -192,7 +192,7 @@ def test_a_hidden_year_does_not_reach_the_guess(tiny_encoder, plain_data):
             return task.model.user_vectors(*task._hide(batch, views, row, hidden, profile))[7, 1:]
 
     before = state()
-    year = task.model.item_year
+    year = task.model.feature_year
     year[batch.item[7, 2]] = 3.0
     assert torch.equal(state()[:3], before[:3])
     year[batch.item[7, 1]] = 3.0
