@@ -1,6 +1,7 @@
 # make demo          MovieLens-100K: fetch, prepare, train, evaluate, print the metrics, serve on 127.0.0.1:8000
 # make demo SERVE=0  the same without serving
 # make reproduce DATA=ml-100k|ml-1m|beauty|beauty-cold|journey   the README's quality table of that data, several seeds
+# make bench-train   training beside RecTools, the loop without Ray and its reader; memory; kills
 # make test          lint, types, every test
 # make clean-demo    forget the demo's run, so that the next one trains anew
 
@@ -20,7 +21,7 @@ REPRODUCE_beauty := amazon-beauty.yaml --seeds 0,1,2,3,4
 REPRODUCE_beauty-cold := amazon-beauty.yaml --seeds 0 name=amazon-beauty-cold data.split.new_items=0.1
 REPRODUCE_journey := complete-journey.yaml --seeds 0,1,2,3,4
 
-.PHONY: demo test lint reproduce clean-demo
+.PHONY: demo test lint reproduce bench-train clean-demo
 
 demo: $(RUN)/checkpoint/manifest.json
 	$(BIN)/mvrec evaluate --config $(CONFIG)
@@ -41,6 +42,14 @@ reproduce: $(VENV)/ready data/ready
 	$(if $(REPRODUCE_$(DATA)),,$(error make reproduce: expected DATA=ml-100k, ml-1m, beauty, beauty-cold or journey, found '$(DATA)'))
 	$(if $(filter journey,$(DATA)),$(BIN)/mvrec fetch --to data --what complete-journey --what all-MiniLM-L6-v2)
 	$(BIN)/python bench/bench_quality.py --config pipelines/configs/$(REPRODUCE_$(DATA))
+
+bench-train: $(VENV)/ready data/ready .venv-peers/ready
+	$(BIN)/python bench/bench_train.py --peer .venv-peers/bin/python
+
+.venv-peers/ready: # RecTools needs an older numpy
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch~=2.13.0" "rectools[torch]==0.19.0"
+	touch $@
 
 clean-demo:
 	rm -rf $(RUN)

@@ -26,6 +26,10 @@ def connect(min_cpus: int = 1) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except ConnectionError:
             raise ResourceError(f"RAY_ADDRESS: no Ray cluster answers at '{address}'") from None
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out" not in str(error):
+                raise
+            raise ResourceError("Ray did not start in its time; this machine may be too busy: try again") from None
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < min_cpus:
         raise ResourceError(f"expected a cluster with {min_cpus} cores, found {cpus:g}")
