@@ -307,7 +307,7 @@ class EvaluateConfig(Node):
     exclude_seen: bool = True
     batch_size: int = Field(256, ge=1)
     baselines: tuple[Baseline, ...] = ("popularity", "item_knn", "als")
-    hybrid: tuple[Literal["item_knn", "als"], ...] = ("item_knn", "als")  # tried beside the model; none: no hybrid
+    hybrid: tuple[Literal["item_knn", "als", "own_frequency"], ...] = ("item_knn", "als")  # tried beside the model
     recent_share: float = Field(0.1, gt=0, le=1)  # of the dated events, the newest: what recent_popularity counts
     item_knn: ItemKNNConfig = ItemKNNConfig()
     als: ALSConfig = ALSConfig()
