@@ -21,7 +21,7 @@ def mvrec(*arguments, **environment):
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | environment,
         capture_output=True,
-        timeout=120,
+        timeout=400,
     )
     return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().splitlines()
 

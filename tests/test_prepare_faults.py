@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,11 +75,16 @@ def test_a_killed_driver_leaves_the_old_data_and_a_rerun_succeeds(tmp_path, ray_
 def test_a_killed_worker_is_replaced(tmp_path, ray_local, config):
     whole = run(config_of(tmp_path, tmp_path / "logs", "whole", buckets=16))["content_hash"]
     process = start(config, tmp_path)
-    wait_for(lambda: len(made(config)) > 2, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    busy = [child for child in children if child.name().startswith("ray::MapBatches")]
-    for worker in busy[:1]:
-        worker.kill()
+    busy: list[psutil.Process] = []
+
+    def at_work() -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):  # some end while they are looked at
+            children = psutil.Process(process.pid).children(recursive=True)
+            busy.extend(child for child in children if child.name().startswith("ray::MapBatches"))
+        return bool(busy)
+
+    wait_for(at_work, process)
+    busy[0].kill()
     output = process.communicate(timeout=120)[0]
     assert busy and process.returncode == 0, output
     assert load_manifest(config.run_dir / "prepared")["content_hash"] == whole

@@ -123,7 +123,7 @@ def test_more_at_once_than_the_cluster_holds(tiny_prepared, tiny_config):
 @pytest.mark.ray
 def test_a_study(tiny_prepared, tiny_config):
     """Three trials that were begun: one is good, one falls behind, one cannot be."""
-    run = tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"epochs": 3})})
+    run = tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"epochs": 12})})
     config, lines = searched(run), []
     interrupted = Study.open(config)
     for values in SETTINGS:
@@ -134,7 +134,7 @@ def test_a_study(tiny_prepared, tiny_config):
     good, behind, wrong = found["trials"]
     assert [trial["values"] for trial in found["trials"]] == SETTINGS
     assert [trial["status"] for trial in found["trials"]] == ["finished", "stopped", "failed"]
-    assert behind["epochs"] < good["epochs"] == 3 and behind["score"] < good["score"]
+    assert behind["epochs"] < good["epochs"] == 12 and behind["score"] < good["score"]
     assert wrong["error"] == "trial-002: model: dim 15 is not a multiple of heads 2"
     assert (found["best"], best.name) == ("trial-000", "trial-000")
     assert any(line.startswith("tune: trial-002 failed: trial-002: model: dim 15") for line in lines)
