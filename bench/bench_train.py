@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -248,15 +249,11 @@ def resume(runs: Path) -> dict[str, float]:
     encoder.mkdir()
     tiny.write_encoder(encoder)
     command = [sys.executable, ROOT / "tests" / "killed.py", str(KILLS), "1", encoder, "train.epochs=4"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env={**_environment()})
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     told = [json.loads(line) for line in out.stdout.splitlines()]
     return {"resume_equal": sum(one["equal"] for one in told), "resume_kills": len(told)}
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvrec_core import training
+from mvrec_core import ranking
 from mvrec_core.batch import Batch, collate
 from mvrec_core.catalog import FIRST, PAD, Catalog
 from mvrec_core.features import MISSING_TIME
@@ -139,7 +139,7 @@ class Explainer:
         for name in removable(config):
             views = hide_items(self.views, config, {name})
             items_ND, _ = self.model.item_vectors(views)
-            users_BD = training.encode(self.model, hide_histories(histories, config, {name}), examples, views)
+            users_BD = ranking.encode(self.model, hide_histories(histories, config, {name}), examples, views)
             scores_BN = users_BD @ items_ND.T
             columns = []
             for index_B in index_Bk.T:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from cachetools import TTLCache
 
-from mvrec_core import checkpoint, training
+from mvrec_core import checkpoint, ranking
 from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
@@ -27,6 +27,7 @@ from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
+from mvrec_core.ranking import rank_scores
 from mvrec_core.requests import (
     MICROSECONDS,
     Candidate,
@@ -41,7 +42,6 @@ from mvrec_core.requests import (
 )
 from mvrec_core.rules import Rules
 from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
-from mvrec_core.training import rank_scores
 
 REMEMBERED_USERS = 10_000  # whose vectors are kept, so that another k or filter does not encode the history again
 REMEMBERED_S = 600.0
@@ -118,7 +118,7 @@ class Recommender:
         self._rows = {user_id: row for row, user_id in enumerate(self._histories.user_ids.to_pylist())}
         self._device = loaded.item_vectors.device
         self._tokens = Lock()  # a tokenizer serves one thread at a time
-        views, _ = training.catalogue(self._model)
+        views, _ = ranking.catalogue(self._model)
         with torch.no_grad():
             weights = self._model.item_vectors(views)[1]
         train = self._histories.item[self._histories.split == TRAIN]
@@ -311,7 +311,7 @@ class Recommender:
         examples = stage_examples(self._histories, stage, self._max_len)
         for start in range(0, len(examples), batch_size):
             part = examples[start : start + batch_size]
-            vectors = training.encode(self._model, self._histories, part, self._views)
+            vectors = ranking.encode(self._model, self._histories, part, self._views)
             yield part, (vectors @ self._items.T / self._model.tau + self._model.bias).float()
 
     @torch.no_grad()
@@ -375,7 +375,7 @@ class Recommender:
             items, histories = self._model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
         for start in range(0, len(examples), self.config.evaluate.batch_size):
             part = examples[start : start + self.config.evaluate.batch_size]
-            yield part, training.encode(self._model, histories, part, views, timed), items
+            yield part, ranking.encode(self._model, histories, part, views, timed), items
 
     def _seen_before(self, examples: Examples) -> list[Filter]:
         """What each example's list leaves out: by configuration, the items of its history."""
@@ -439,7 +439,7 @@ class Recommender:
         places = {key: place for place, key in enumerate(keys) if key not in vectors}
         if places:
             part = examples[np.array(list(places.values()))]
-            new = training.encode(self._model, histories, part, self._views).unbind()
+            new = ranking.encode(self._model, histories, part, self._views).unbind()
             vectors |= {key: vector.clone() for key, vector in zip(places, new, strict=True)}
             with self._lock:
                 self._vectors.update((key, vectors[key]) for key in places)

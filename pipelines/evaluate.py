@@ -27,9 +27,10 @@ from mvrec_core.config import EvaluateConfig
 from mvrec_core.hybrid import WEIGHTS, blend, standardised
 from mvrec_core.index import best
 from mvrec_core.metrics import RankingSums, Ranks, bootstrap, ranks
+from mvrec_core.ranking import candidates
 from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import STAGES, TRAIN, Examples, Histories
-from mvrec_core.training import CHOSEN_BY, candidates
+from mvrec_core.training import CHOSEN_BY
 from pipelines import run_report
 
 SHOWN = ("HR@10", "NDCG@10")

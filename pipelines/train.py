@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mvrec_core import checkpoint, pretraining, training
+from mvrec_core import checkpoint, pretraining, ranking, training
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
@@ -224,7 +224,7 @@ def _worker(settings: dict[str, Any]) -> None:
                 ray.train.report(report)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            vectors = training.catalogue(model)[1]
+            vectors = ranking.catalogue(model)[1]
             told = {"seed": config.seed, "init": config.train.init}
             users = datasets.users(config)  # with test events, which are for serving; training never saw them
             checkpoint.save(Path(folder) / "checkpoint", model, data, vectors, {**metrics, **told}, users)

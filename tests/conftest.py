@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from redis_server import RedisServer
 
 from mvrec_core import checkpoint as checkpoints
-from mvrec_core import training
+from mvrec_core import ranking, training
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import Config
 from mvrec_core.model import MVRec
@@ -70,13 +71,21 @@ def plain_checkpoint(plain_config: Config, plain_data: Data, tmp_path_factory: p
     for _ in training.fit(model, Shards.whole(histories), plain_config, Workers()):
         pass
     directory = tmp_path_factory.mktemp("plain") / "checkpoint"
-    checkpoints.save(directory, model, plain_data, training.catalogue(model)[1], {"valid": {}})
+    checkpoints.save(directory, model, plain_data, ranking.catalogue(model)[1], {"valid": {}})
     return directory
 
 
 @pytest.fixture(scope="session")
 def plain_recommender(plain_checkpoint: Path) -> Recommender:
     return Recommender.load(plain_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of a test file's own."""
+    started = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield started
+    started.kill()
 
 
 # with Ray

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 from redis_server import RedisServer, needs_redis
 
-from mvrec_core import training
+from mvrec_core import ranking
 from mvrec_core.attributes import Between, OneOf
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Event, Item, Request, digest
@@ -208,13 +208,13 @@ def test_keys_in_redis_are_bounded(tmp_path):
 def encoded(monkeypatch) -> list[int]:
     """The number of histories that each call of the encoder has read."""
     sizes: list[int] = []
-    encode = training.encode
+    encode = ranking.encode
 
     def counted(model, histories, examples, *args):
         sizes.append(len(examples))
         return encode(model, histories, examples, *args)
 
-    monkeypatch.setattr(training, "encode", counted)
+    monkeypatch.setattr(ranking, "encode", counted)
     return sizes
 
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from mvrec_core import checkpoint, training
+from mvrec_core import checkpoint, ranking, training
 from mvrec_core.errors import CheckpointError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
@@ -83,16 +83,16 @@ def test_no_directory(tmp_path):
 def test_a_checkpoint_is_never_overwritten(copy, plain_model, plain_data):
     before = (copy / "manifest.json").read_bytes()
     with pytest.raises(CheckpointError, match="never overwritten"):
-        checkpoint.save(copy, plain_model, plain_data, training.catalogue(plain_model)[1], {})
+        checkpoint.save(copy, plain_model, plain_data, ranking.catalogue(plain_model)[1], {})
     assert (copy / "manifest.json").read_bytes() == before
 
 
 def test_what_is_loaded_scores_as_what_was_saved(plain_model, plain_data, tmp_path):
-    vectors = training.catalogue(plain_model)[1]
+    vectors = ranking.catalogue(plain_model)[1]
     checkpoint.save(tmp_path / "c", plain_model, plain_data, vectors, {"valid": {"HR@10": 0.5}})
     loaded = checkpoint.load(tmp_path / "c")
     assert torch.equal(loaded.item_vectors, vectors)
-    torch.testing.assert_close(training.catalogue(loaded.model)[1], vectors, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ranking.catalogue(loaded.model)[1], vectors, atol=1e-6, rtol=0)
     for model in (plain_model, loaded.model):
         model.eval()
     weights = {k: v for k, v in plain_model.state_dict().items() if not k.startswith("text.encoder.")}
@@ -111,11 +111,11 @@ def test_a_tuned_encoder_serves_as_it_was_trained(tiny_encoder, plain_data, tmp_
     model = checkpoint.new_model(config, plain_data, Shards.whole(histories))
     for _ in training.fit(model, Shards.whole(histories), config, Workers()):
         pass
-    vectors = training.catalogue(model)[1]
+    vectors = ranking.catalogue(model)[1]
     checkpoint.save(tmp_path / "c", model, plain_data, vectors, {})
     loaded = checkpoint.load(tmp_path / "c")
     assert (loaded.config.model.text.tune, loaded.config.model.text.save) == ("frozen", "whole")
-    torch.testing.assert_close(training.catalogue(loaded.model)[1], vectors, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ranking.catalogue(loaded.model)[1], vectors, atol=1e-6, rtol=0)
     new = ["title: 流浪地球 2", "title: b"]
     torch.testing.assert_close(loaded.model.text.embed(new), model.text.embed(new), atol=1e-5, rtol=0)
 
@@ -124,7 +124,7 @@ def test_an_adapter_without_its_base(tiny_encoder, plain_data, tmp_path):
     base = shutil.copytree(tiny_encoder, tmp_path / "base")
     config = tiny.config(base, "model.text.tune=lora", "model.text.save=adapter")
     model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
-    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
+    checkpoint.save(tmp_path / "c", model, plain_data, ranking.catalogue(model)[1], {})
     shutil.rmtree(base)
     assert f"needs the base encoder '{base}' with sha256 " in refused(tmp_path / "c")
 
@@ -136,7 +136,7 @@ def test_a_moved_checkpoint_answers_the_same(copy, plain_recommender):
 
 
 def test_the_same_model_has_the_same_version_and_a_changed_one_another(plain_model, plain_data, tmp_path):
-    vectors = training.catalogue(plain_model)[1]
+    vectors = ranking.catalogue(plain_model)[1]
     versions = []
     for name in "abc":
         if name == "c":

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterator
 
 import pytest
 import tiny
@@ -23,13 +22,6 @@ from serve.redis_client import RedisClient
 from serve.rules import AuditLog, RulesFile
 
 NEW = Item("新片", {"title": "流浪地球 3", "genres": ["科幻"], "year": 2030}, "新片 (2030)")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[RedisServer]:
-    started = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield started
-    started.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from mvrec_core import checkpoint, training
+from mvrec_core import checkpoint, ranking, training
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import ConfigError, DataError, MVRecError
@@ -51,7 +51,7 @@ def saved(directory, config, data, seed=0, epochs=2):
     if epochs:
         for _ in training.fit(model, Shards.whole(histories), config, Workers()):
             pass
-    checkpoint.save(directory, model, data, training.catalogue(model)[1], {})
+    checkpoint.save(directory, model, data, ranking.catalogue(model)[1], {})
     return directory
 
 
@@ -107,7 +107,7 @@ def test_content_where_there_is_none(plain_data, plain_config, tmp_path):
     config = plain_config.model_copy(update={"views": views})
     histories = plain_data.histories(config)
     model = checkpoint.new_model(config, plain_data, Shards.whole(histories))
-    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
+    checkpoint.save(tmp_path / "c", model, plain_data, ranking.catalogue(model)[1], {})
     with pytest.raises(ConfigError, match="'content' needs a text view or a category view of items"):
         evaluate(tmp_path / "c", settings=settings(baselines=("content",)), log=quiet)
 
@@ -115,7 +115,7 @@ def test_content_where_there_is_none(plain_data, plain_config, tmp_path):
 def test_content_of_categories_where_there_is_no_text(plain_data, plain_config, tmp_path):
     config = plain_config.model_copy(update={"views": {n: v for n, v in plain_config.views.items() if n != "text"}})
     model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
-    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
+    checkpoint.save(tmp_path / "c", model, plain_data, ranking.catalogue(model)[1], {})
     found = evaluate(tmp_path / "c", settings=settings(baselines=("content", "popularity"), hybrid=()), log=quiet)
     assert (
         set(found["beyond"]["test"]) >= {"diversity_genres@10"} and "diversity_text@10" not in found["beyond"]["test"]
@@ -128,7 +128,7 @@ def test_a_model_that_has_seen_validation_is_not_judged_by_it(plain_data, plain_
     config = plain_config.model_copy(update={"train": train})
     model = checkpoint.new_model(config, plain_data, plain_data.shards(config), before=TEST)
     told = {"valid": {"HR@10": 0.5, "NDCG@10": 0.25}}
-    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], told)
+    checkpoint.save(tmp_path / "c", model, plain_data, ranking.catalogue(model)[1], told)
     found = evaluate(tmp_path / "c", settings=settings(baselines=("popularity",)), log=quiet)
     assert found["valid"] == told["valid"] and found["hybrid"] == {}
     assert found["protocol"]["trained_on"] == "train and valid" and found["test"]["HR@10"] != 0.5
@@ -313,6 +313,6 @@ def test_the_time_of_the_target_can_be_kept_from_the_model(
     assert told.above.tolist() == asked.above.tolist() != untold.above.tolist()
     config = plain_config.model_copy(update={"views": {n: v for n, v in plain_config.views.items() if n != "time"}})
     model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
-    checkpoint.save(tmp_path / "c", model, plain_data, training.catalogue(model)[1], {})
+    checkpoint.save(tmp_path / "c", model, plain_data, ranking.catalogue(model)[1], {})
     timeless = evaluate(tmp_path / "c", settings=settings(baselines=(), hybrid=()), log=quiet)
     assert "test_at_unknown_time" not in timeless

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from mvrec_core import checkpoint, explanations, training
+from mvrec_core import checkpoint, explanations, ranking
 from mvrec_core.batch import collate
 from mvrec_core.explanations import Explanation, attribute, mean_item, user_weights
 from mvrec_core.model import ItemViews
@@ -65,7 +65,7 @@ def test_a_view_that_an_event_lacks_adds_nothing(explained):
 
 
 def test_an_event_of_the_mean_item_adds_nothing(plain_model, plain_data, plain_config):
-    views, items = training.catalogue(plain_model)
+    views, items = ranking.catalogue(plain_model)
     histories = plain_data.histories(plain_config)
     batch = collate(histories, live_examples(histories, 8)[np.array([3])])
     mean = ItemViews(views.z.clone(), torch.ones_like(views.present))
@@ -91,7 +91,7 @@ def test_the_batch_does_not_change_an_explanation(plain_recommender):
 
 
 def test_nodes_are_doubled_until_the_error_is_small(plain_model, plain_data, plain_config, monkeypatch):
-    views, items = training.catalogue(plain_model)
+    views, items = ranking.catalogue(plain_model)
     histories = plain_data.histories(plain_config)
     batch = collate(histories, live_examples(histories, 8)[np.arange(20)])
     chosen = items[torch.arange(2, 12)].expand(20, 10, -1)
@@ -172,7 +172,7 @@ def test_linear_fusion_is_explained_too(plain_config, plain_data, tmp_path):
     config = plain_config.model_copy(update={"model": plain_config.model.model_copy(update={"fusion": "linear"})})
     model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
     model.text.refresh()
-    checkpoint.save(tmp_path / "linear", model, plain_data, training.catalogue(model)[1], {"valid": {}})
+    checkpoint.save(tmp_path / "linear", model, plain_data, ranking.catalogue(model)[1], {"valid": {}})
     answer = Recommender.load(tmp_path / "linear").recommend([Request("u003", k=5, explain=True)])[0]
     for item in answer.items:
         assert item.score == pytest.approx(total(item.explanation) + item.explanation.error, abs=5e-4)

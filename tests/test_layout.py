@@ -35,6 +35,7 @@ ORDER = (
     "diversity",
     "beyond_accuracy",
     "model",
+    "ranking",
     "checkpoint",
     "workers",
     "prefetch",

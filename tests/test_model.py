@@ -14,9 +14,9 @@ from mvrec_core.checkpoint import Data, new_model
 from mvrec_core.encoders import GAPS
 from mvrec_core.errors import ConfigError
 from mvrec_core.features import MISSING_TIME, Fitted
+from mvrec_core.ranking import catalogue
 from mvrec_core.sequences import Examples, train_examples
 from mvrec_core.shards import Shards
-from mvrec_core.training import catalogue
 
 LOSSES = ("softmax", "sampled_softmax", "bce", "gbce")
 

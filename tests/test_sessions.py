@@ -6,7 +6,6 @@ import asyncio
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from serve.redis_client import RedisClient
 from serve.sessions import FileSessions, LiveEvent, RedisSessions, Sessions, joined, live_events
 
 KINDS = ["file", pytest.param("redis", marks=needs_redis)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[RedisServer]:
-    started = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield started
-    started.kill()
 
 
 @pytest.fixture(params=KINDS)

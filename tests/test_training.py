@@ -13,9 +13,10 @@ from mvrec_core.averaging import Average
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums
+from mvrec_core.ranking import encode, rank_targets
 from mvrec_core.sequences import TEST, TRAIN, VALID, Examples, stage_examples, train_examples
 from mvrec_core.shards import Shards
-from mvrec_core.training import encode, epoch_batches, fit, make_optimiser, rank_targets
+from mvrec_core.training import epoch_batches, fit, make_optimiser
 from mvrec_core.workers import Workers
 
 
@@ -203,7 +204,7 @@ def test_the_text_encoder_learns_at_its_own_rate(tiny_encoder, plain_data):
 
 def test_encode_gives_the_vector_after_the_last_step(plain_model, plain_data):
     from mvrec_core.batch import collate
-    from mvrec_core.training import catalogue
+    from mvrec_core.ranking import catalogue
 
     histories = plain_data.histories(plain_model.config)
     examples = stage_examples(histories, "test", 8)[:12]

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from mvrec_core import checkpoint, training
+from mvrec_core import checkpoint, ranking, training
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import VectorView, parse_config
@@ -208,7 +208,7 @@ def trained(run, tmp_path_factory):
     for _ in training.fit(model, Shards.whole(histories), config, Workers()):
         pass
     directory = tmp_path_factory.mktemp("vectors") / "checkpoint"
-    checkpoint.save(directory, model, data, training.catalogue(model)[1], {})
+    checkpoint.save(directory, model, data, ranking.catalogue(model)[1], {})
     return Recommender.load(directory)
 
 
@@ -223,7 +223,7 @@ def test_vectors_are_standardised_and_missing_ones_stay_missing(run, images):
 
 
 def test_an_item_without_a_vector_is_masked(trained, images):
-    views, _ = training.catalogue(trained._model)
+    views, _ = ranking.catalogue(trained._model)
     there = views.present[FIRST:, trained._model.item_view_names.index("image")]
     assert there.tolist() == [image is not None for image in images]
     weights = trained.recommend([Request("u003", k=tiny.ITEMS, exclude_seen=False, explain=True)])[0].items
@@ -242,7 +242,7 @@ def test_a_checkpoint_alone_scores_as_the_model(run, trained):
     assert trained._data.catalog.table["image"].equals(data.catalog.table["image"])
     for mine, loaded in zip(data.fitted.vectors["image"], trained._data.fitted.vectors["image"], strict=True):
         np.testing.assert_array_equal(mine, loaded)
-    torch.testing.assert_close(training.catalogue(trained._model)[1], trained._items, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ranking.catalogue(trained._model)[1], trained._items, atol=1e-6, rtol=0)
 
 
 def test_a_new_item_brings_its_vector(trained, images):
