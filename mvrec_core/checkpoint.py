@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
+from mvrec_core import graph
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError
@@ -71,7 +72,12 @@ def new_model(config: Config, data: Data, shards: Shards, before: int = VALID) -
     counts = np.zeros(FIRST + len(data.catalog), np.int64)
     for histories in shards:
         counts += np.bincount(histories.item[histories.split < before], minlength=len(counts))
-    return MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
+    model = MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
+    for name, view in config.views.items():
+        if view.kind == "graph":
+            found = graph.vectors(shards, len(counts), before, view.size, view.window)
+            getattr(model, f"feature_{name}").copy_(torch.from_numpy(found))
+    return model
 
 
 def save(

@@ -185,7 +185,19 @@ class VectorView(Node):
         return () if self.path is None else (self.path,) if isinstance(self.path, str) else self.path
 
 
-View = Annotated[IdView | TextView | CategoryView | NumberView | TimeView | VectorView, Field(discriminator="kind")]
+class GraphView(Node):
+    """The company an item keeps in histories, made of train events: see graph.py."""
+
+    kind: Literal["graph"]
+    level: Literal["item"] = "item"
+    size: int = Field(64, ge=1)  # numbers of a vector
+    window: int = Field(5, ge=1, le=40)  # steps apart, at most, of two items that keep company
+
+
+View = Annotated[
+    IdView | TextView | CategoryView | NumberView | TimeView | VectorView | GraphView, Field(discriminator="kind")
+]
+OF_EVENTS = ("id", "graph")  # kinds of item-level views that follow from events: prepare stores no values of them
 
 
 class TextEncoderConfig(Node):

@@ -9,7 +9,6 @@ from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.features import MISSING_TIME
 
 SECOND = 1_000_000  # in microseconds
-HIDDEN = 0.1  # share of the users whose gaps until the next event are hidden in training
 GAPS = 32  # buckets of a time gap, powers of two of a second; the last is for an unknown gap
 
 
@@ -97,8 +96,7 @@ class TimeEncoder(nn.Module):
 
 class GapEncoder(nn.Module):
     """The time from a step until what follows it, up to now for the last one: time, now int64 [B, T] in microseconds
-    -> [B, T, D]. In training some users' are hidden, so that a request that does not say when it is asked has a vector
-    of its own. A gap longer than any in training counts as the longest there."""
+    -> [B, T, D]. A gap longer than any in training counts as the longest there."""
 
     longest: Tensor
 
@@ -109,9 +107,6 @@ class GapEncoder(nn.Module):
         self.register_buffer("longest", torch.tensor(0))
 
     def forward(self, time: Tensor, now: Tensor) -> Tensor:
-        if self.training:
-            hidden = torch.rand(len(now), 1, device=now.device) < HIDDEN
-            now = now.masked_fill(hidden, int(MISSING_TIME))
         bucket = gap_bucket(time, now)
         known = bucket < GAPS - 1
         if self.training:

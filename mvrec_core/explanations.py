@@ -42,13 +42,15 @@ TOLERANCE = 0.01  # of the sum of the contributions' sizes
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one event of the history adds to a score; `views` says through which view, and adds up to `score`."""
+    """What one event of the history adds to a score: `views` says through which view, `again` what it adds since it is
+    of the same item (see repeats.py); together they add up to `score`."""
 
     item_id: str
     display: str | None
     timestamp: float | None  # Unix seconds
     score: float
     views: dict[str, float]
+    again: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,14 @@ class Explainer:
         index_Bk = index_Bk.to(self.items.device)
         batch = collate(histories, examples).to(self.items.device)
         found = attribute(self.model, batch, self.views, self.items[index_Bk])
+        again_BkL = self._again(batch, index_Bk)
         ranks = self._ranks_without(histories, examples, index_Bk, eligible_BN)
         return [
             [
                 Explanation(
                     views=self.named(self.weights[row].tolist()),
                     baseline=float(found.baseline[b, place]),
-                    events=self._events(batch, b, found.contribution[b, place]),
+                    events=self._events(batch, b, found.contribution[b, place], again_BkL[b, place].tolist()),
                     error=float(found.error[b, place]),
                     ranks={name: int(rank_Bk[b, place]) for name, rank_Bk in ranks.items()},
                 )
@@ -120,13 +123,26 @@ class Explainer:
         """One value for each item-level view, by its name."""
         return dict(zip(self.model.item_view_names, values, strict=True))
 
-    def _events(self, batch: Batch, b: int, contribution_LK: Tensor) -> list[Contribution]:
+    @torch.no_grad()
+    def _again(self, batch: Batch, index_Bk: Tensor) -> Tensor:
+        """[B, k, L]: each item's lift, shared out over the events of it by their masses."""
+        mass_BL = ranking.masses(self.model, batch, self.items)
+        if mass_BL is None:
+            return torch.zeros(*index_Bk.shape, batch.item.shape[1], device=index_Bk.device)
+        mass_BkL = mass_BL[:, None] * (batch.item[:, None] == index_Bk[..., None])
+        total_Bk1 = mass_BkL.sum(-1, keepdim=True)
+        return mass_BkL * total_Bk1.log1p() / total_Bk1.clamp(min=1e-12)
+
+    def _events(self, batch: Batch, b: int, contribution_LK: Tensor, again_L: Sequence[float]) -> list[Contribution]:
         out = []
-        for row, time, parts in zip(batch.item[b].tolist(), batch.time[b].tolist(), contribution_LK, strict=True):
+        steps = zip(batch.item[b].tolist(), batch.time[b].tolist(), contribution_LK, again_L, strict=True)
+        for row, time, parts, again in steps:
             if row >= FIRST:
                 when = None if time == MISSING_TIME else time / MICROSECONDS
                 shown, name = self.catalog.display[row - FIRST], self.catalog.ids.value(row)
-                out.append(Contribution(name, shown, when, float(parts.sum()), self.named(parts.tolist())))
+                out.append(
+                    Contribution(name, shown, when, float(parts.sum()) + again, self.named(parts.tolist()), again)
+                )
         return out
 
     @torch.no_grad()
@@ -139,8 +155,8 @@ class Explainer:
         for name in removable(config):
             views = hide_items(self.views, config, {name})
             items_ND, _ = self.model.item_vectors(views)
-            users_BD = ranking.encode(self.model, hide_histories(histories, config, {name}), examples, views)
-            scores_BN = users_BD @ items_ND.T
+            shown = hide_histories(histories, config, {name})
+            scores_BN = ranking.encode(self.model, shown, examples, views, items_ND).scores(self.model, items_ND)
             columns = []
             for index_B in index_Bk.T:
                 own_B1 = scores_BN.gather(1, index_B[:, None])

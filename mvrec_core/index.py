@@ -35,10 +35,14 @@ def top_k(
     eligible_BN: Tensor | None = None,
     scale: float | Tensor = 1.0,
     bias: float | Tensor = 0.0,
+    row_BL: Tensor | None = None,
+    lift_BL: Tensor | None = None,
     chunk: int = 65536,
 ) -> TopK:
-    """The k eligible items with the highest scale * <user, item> + bias. At most B x chunk scores exist at a time.
+    """The k eligible items with the highest scale * <user, item> + bias + lift. At most B x chunk scores exist at a
+    time.
 
+    row_BL, lift_BL: int64 rows of items, and what these score more for the user; None: none does
     eligible_BN: bool, True where the item may come (policy.eligible); None for all
     scale, bias: numbers, or one-element tensors
 
@@ -53,6 +57,10 @@ def top_k(
     index_BK = torch.full_like(score_BK, NOTHING, dtype=torch.int64)
     for start in range(0, len(items_ND), chunk):
         scores_BC = users_BD @ items_ND[start : start + chunk].T * scale + bias
+        if row_BL is not None and lift_BL is not None:
+            here_BL = (row_BL >= start) & (row_BL < start + chunk)
+            column_BL = torch.where(here_BL, row_BL - start, 0)
+            scores_BC = scores_BC.scatter_add(1, column_BL, lift_BL.masked_fill(~here_BL, 0.0).to(scores_BC.dtype))
         if torch.isnan(scores_BC).any():
             raise MVRecError("the model's scores are not numbers (NaN), so items cannot be ranked")
         if eligible_BN is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import Config
+from mvrec_core.config import OF_EVENTS, Config
 from mvrec_core.model import ItemViews, MVRec, item_features
 from mvrec_core.requests import Item, read_features
 
@@ -65,7 +65,8 @@ class Items:
         table, views = encode(model, data, [item.features or {} for item in items], "items")
         if known.any():
             old = self.views[torch.from_numpy(rows[known])]
-            for view in [k for k, name in enumerate(model.item_view_names) if model.config.views[name].kind == "id"]:
+            kinds = [model.config.views[name].kind for name in model.item_view_names]
+            for view in [place for place, kind in enumerate(kinds) if kind in OF_EVENTS]:
                 views.z[known, view], views.present[known, view] = old.z[:, view], old.present[:, view]
         with torch.no_grad():
             vectors, weights = model.item_vectors(views)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGITS = 1 << 19  # that exist at a time: what a core's cache holds
+LOGITS = {"cpu": 1 << 19, "cuda": 1 << 27}  # that exist at a time: what a core's cache holds; few calls for a GPU
 
 
 def softmax(
@@ -26,14 +26,20 @@ def softmax(
     bias: Tensor,
     weight_P: Tensor | None = None,
     smoothing: float = 0.0,
+    seen_PL: Tensor | None = None,
+    mass_PL: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy over the whole catalogue; users and items are unit vectors, target_P are rows of items.
 
     smoothing: the share of a target's probability that goes to all items evenly (Szegedy et al., CVPR 2016)
+    seen_PL: rows of items that the user has seen, the target where there is none; they are no candidates, or, with
+    mass_PL, come again with as much more weight, log(1 + mass): see repeats.py
     """
     share_P = _shares(weight_P, users_PD)
     # tau before the product: it is the smaller of the two
-    loss, normaliser_P = FullCrossEntropy.apply(users_PD / tau, items_CD, target_P, share_P, smoothing)  # type: ignore[no-untyped-call]
+    loss, normaliser_P = FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        users_PD / tau, items_CD, target_P, share_P, smoothing, seen_PL, mass_PL
+    )
     return loss + _fit_bias(normaliser_P, bias)
 
 
@@ -43,43 +49,67 @@ class FullCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users_PD: Tensor, items_CD: Tensor, target_P: Tensor, share_P: Tensor, smoothing: float
+        ctx: Any,
+        users_PD: Tensor,
+        items_CD: Tensor,
+        target_P: Tensor,
+        share_P: Tensor,
+        smoothing: float,
+        seen_PL: Tensor | None,
+        mass_PL: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """-> the loss, a sum over targets by their shares, and the log of the normaliser [P], without gradient."""
         kind, count = users_PD.device.type, len(users_PD)
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else users_PD.dtype
-        rows_at_once = max(1, LOGITS // len(items_CD))
-        more = -count % rows_at_once  # zeros behind, so that all products have the same shape
+        rows_at_once = max(1, LOGITS[kind] // len(items_CD))
+        more = -count % rows_at_once if kind == "cpu" else 0  # zeros behind, so that all products have the same shape
         u_PD, v_CD = F.pad(users_PD.to(narrow), (0, 0, 0, more)), items_CD.to(narrow)
         column_P1, share_P1 = F.pad(target_P, (0, more))[:, None], F.pad(share_P, (0, more))[:, None]
+        seen_PL = None if seen_PL is None else F.pad(seen_PL, (0, 0, 0, more))
+        padded_PL = None if mass_PL is None else F.pad(mass_PL.detach(), (0, 0, 0, more))
         du_PD, dv_CD = torch.empty_like(u_PD), torch.zeros_like(items_CD)
+        dmass_PL = None if padded_PL is None else torch.empty_like(padded_PL)
         loss_P, normaliser_P = torch.empty(2, len(u_PD), device=u_PD.device)
-        even = smoothing / len(items_CD)
         for start in range(0, len(u_PD), rows_at_once):
             rows = slice(start, start + rows_at_once)
             column_p1 = column_P1[rows]
             logit_pC = u_PD[rows] @ v_CD.T
+            if seen_PL is not None and padded_PL is None:
+                target_p1 = logit_pC.gather(1, column_p1)
+                logit_pC.scatter_(1, seen_PL[rows], -torch.inf).scatter_(1, column_p1, target_p1)
+            if seen_PL is not None and padded_PL is not None:
+                mass_pC = torch.zeros_like(logit_pC, dtype=torch.float32).scatter_add_(
+                    1, seen_PL[rows], padded_PL[rows]
+                )
+                logit_pC = logit_pC.float() + mass_pC.log1p_()
             slope_pC = logit_pC.softmax(1, dtype=torch.float32)
             normaliser_p1 = logit_pC.amax(1, keepdim=True).float() - slope_pC.amax(1, keepdim=True).log()
             normaliser_P[rows] = normaliser_p1[:, 0]
             wanted_p1 = (1 - smoothing) * logit_pC.gather(1, column_p1).float()
             if smoothing:
-                wanted_p1 += smoothing * logit_pC.float().mean(1, keepdim=True)
-                slope_pC.sub_(even)
+                candidate_pC = logit_pC > -torch.inf
+                even_p1 = smoothing / candidate_pC.sum(1, keepdim=True)
+                wanted_p1 += even_p1 * logit_pC.float().masked_fill(~candidate_pC, 0.0).sum(1, keepdim=True)
+                slope_pC.sub_(even_p1 * candidate_pC)
             loss_P[rows] = (normaliser_p1 - wanted_p1)[:, 0]
             slope_pC.scatter_add_(1, column_p1, slope_pC.new_full((1, 1), smoothing - 1).expand_as(column_p1))
+            if seen_PL is not None and dmass_PL is not None:  # here mass_pC holds log(1 + mass)
+                dmass_PL[rows] = (slope_pC * (-mass_pC).exp_()).gather(1, seen_PL[rows])
             slope_pC = slope_pC.to(narrow)
             du_PD[rows] = slope_pC @ v_CD
             dv_CD += slope_pC.T @ (u_PD[rows] * share_P1[rows].to(narrow))
-        ctx.save_for_backward(du_PD[:count], dv_CD, share_P)
+        dmass_PL = None if dmass_PL is None else dmass_PL[:count]
+        ctx.save_for_backward(du_PD[:count], dv_CD, share_P, dmass_PL)
         loss_P, normaliser_P = loss_P[:count], normaliser_P[:count]
         ctx.mark_non_differentiable(normaliser_P)
         return (loss_P * share_P).sum(), normaliser_P
 
     @staticmethod
     def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        du_PD, dv_CD, share_P = ctx.saved_tensors
-        return du_PD.to(dv_CD.dtype) * (share_P[:, None] * loss), dv_CD * loss, None, None, None
+        du_PD, dv_CD, share_P, dmass_PL = ctx.saved_tensors
+        slope_P1 = share_P[:, None] * loss
+        dmass_PL = None if dmass_PL is None else dmass_PL * slope_P1
+        return du_PD.to(dv_CD.dtype) * slope_P1, dv_CD * loss, None, None, None, None, dmass_PL
 
 
 def sampled_softmax(
@@ -92,18 +122,27 @@ def sampled_softmax(
     bias: Tensor,
     weight_P: Tensor | None = None,
     smoothing: float = 0.0,
+    taken_PC: Tensor | None = None,
+    more_P: Tensor | None = None,
+    again_PL: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy against C shared negatives drawn from q, with replacement: each logit is lowered by the log of the
     expected count C q (Bengio and Senecal, 2008; Yi et al., RecSys 2019), and a negative that is a target is left out.
 
     positive_P, negative_PC: cosines; sampled_C: items of the negatives; log_q [N]: log q of every item
     smoothing: as in softmax, over the target and the negatives
+    taken_PC: bool, negatives that are left out too, since the user has seen them
+    more_P, again_PL: where seen items may come again, what the target's logit has more, and the logits of what each
+    user has seen, -inf where there is none or it is the target: these are all there, so they are not corrected
     """
     itself_PC = sampled_C == target_P[:, None]
-    positive_P = positive_P.float() / tau
+    if taken_PC is not None:
+        itself_PC = itself_PC | taken_PC
+    positive_P = positive_P.float() / tau + (0.0 if more_P is None else more_P)
     logit_PC = negative_PC.float() / tau - (log_q[sampled_C] + math.log(len(sampled_C)))
     logit_PC = logit_PC.masked_fill(itself_PC, -torch.inf)
-    normaliser_P = torch.cat([positive_P[:, None], logit_PC], 1).logsumexp(1)
+    against = [positive_P[:, None], logit_PC, *([] if again_PL is None else [again_PL])]
+    normaliser_P = torch.cat(against, 1).logsumexp(1)
     wanted_P = positive_P
     if smoothing:
         total_P = positive_P + logit_PC.masked_fill(itself_PC, 0.0).sum(1)

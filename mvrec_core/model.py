@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,10 @@ from mvrec_core.encoders import (
 from mvrec_core.errors import ConfigError
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
+from mvrec_core.repeats import Repeats
 from mvrec_core.text import TextEncoder
 
+HIDDEN = 0.1  # share of the users to whom training does not tell when the next event happens
 ROWS_GRAIN = 256  # rows of items or targets come in multiples of it, for few shapes, as in batch.rounded
 
 
@@ -64,6 +66,7 @@ class MVRec(nn.Module):
         self.user_view_names = list(config.views_at("user"))
         self.text: TextEncoder | None = None
         self.until: GapEncoder | None = None
+        self.repeats: Repeats | None = None
         self.encoders = Encoders()
         linear = config.model.fusion == "linear"
         for name, view in (config.views_at("item") if linear else config.views).items():
@@ -76,6 +79,10 @@ class MVRec(nn.Module):
             elif view.kind == "vector":
                 size = len(fitted.vectors[name][0])
                 self.encoders[name] = VectorEncoder(size, dim, config.model.view_dropout)
+            elif view.kind == "graph":
+                self.encoders[name] = VectorEncoder(view.size, dim, config.model.view_dropout)
+                nothing = torch.full((FIRST + len(catalog), view.size), torch.nan)
+                self.register_buffer(f"feature_{name}", nothing)  # kept: new_model makes it of events
             elif view.kind == "time":
                 self.encoders[name] = TimeEncoder(dim)
             elif view.kind == "text":
@@ -104,6 +111,8 @@ class MVRec(nn.Module):
             if any(view.kind == "time" for view in config.views.values()):
                 self.until = GapEncoder(dim)
             self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
+            if not config.evaluate.exclude_seen:
+                self.repeats = Repeats(dim, self.until is not None)
         self.log_tau = nn.Parameter(torch.tensor(config.model.temperature).log())
         self.bias = nn.Parameter(
             torch.tensor(-math.log(len(catalog) + 1))
@@ -150,6 +159,9 @@ class MVRec(nn.Module):
                 encoded.append(
                     self.encoders[name](torch.zeros(len(texts), dtype=torch.int64, device=self.popularity.device))
                 )
+            elif view.kind == "graph":
+                nothing = torch.full((len(texts), view.size), torch.nan, device=self.popularity.device)
+                encoded.append(self.encoders[name](nothing))
             elif view.kind == "text":
                 vector = self.text.embed([text or "" for text in texts])  # type: ignore[union-attr]
                 there = torch.tensor([bool(text) for text in texts], device=vector.device)
@@ -223,6 +235,7 @@ class MVRec(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss of a batch, a scalar: the mean over its targets."""
         settings = self.config.train
+        batch = self._untold(batch)
         wanted = batch.target >= FIRST
         target_P = batch.target[wanted]
         weight_P = self._weights(batch.kind[wanted])
@@ -243,11 +256,26 @@ class MVRec(nn.Module):
         items_nD, _ = self.item_vectors(views)
         users_BTD = self.user_vectors(batch, views, place[batch.item])
         users_PD = users_BTD.flatten(0, 1).index_select(0, wanted.flatten().nonzero()[:, 0])
+        past = _Past.of(batch, wanted, self.known)
+        mass_BTL = None
+        if self.repeats is not None:
+            mass_BTL = self.repeats(batch, F.embedding(place[batch.item], items_nD))
         if everything:
             among = torch.zeros_like(place)
             among[known] = torch.arange(len(known), device=known.device)
             items_CD, target_P = items_nD.index_select(0, known), among[target_P]
-            return losses.softmax(users_PD, items_CD, target_P, self.tau, self.bias, weight_P, settings.label_smoothing)
+            seen_PL = torch.where(past.there_PL, among[past.item_PL], target_P[:, None])
+            return losses.softmax(
+                users_PD,
+                items_CD,
+                target_P,
+                self.tau,
+                self.bias,
+                weight_P,
+                settings.label_smoothing,
+                seen_PL,
+                None if mass_BTL is None else mass_BTL[wanted] * past.there_PL,
+            )
         positive_P = (users_PD * items_nD[place[target_P]]).sum(-1)
         if settings.loss == "bce":
             negative_P = (users_PD * items_nD[place[sampled]]).sum(-1)
@@ -268,9 +296,35 @@ class MVRec(nn.Module):
             )
         share = self._drawn_by()
         log_q = (share / share.sum()).clamp(min=1e-12).log()
+        more_P, again_PL = None, None
+        if mass_BTL is not None:
+            again_BTL = users_BTD @ F.embedding(place[batch.item], items_nD).mT / self.tau
+            again_BTL = again_BTL + (mass_BTL @ _same(batch.item).float()).log1p()
+            there_PL = past.latest(batch.item) & (past.item_PL != target_P[:, None])
+            again_PL = again_BTL[wanted].masked_fill(~there_PL, -torch.inf)
+            more_P = (mass_BTL[wanted] * (past.item_PL == target_P[:, None])).sum(1).log1p()
         return losses.sampled_softmax(
-            positive_P, negative_PC, target_P, sampled, log_q, self.tau, self.bias, weight_P, settings.label_smoothing
+            positive_P,
+            negative_PC,
+            target_P,
+            sampled,
+            log_q,
+            self.tau,
+            self.bias,
+            weight_P,
+            settings.label_smoothing,
+            past.among(batch.item, sampled),
+            more_P,
+            again_PL,
         )
+
+    def _untold(self, batch: Batch) -> Batch:
+        """In training some users are not told when the next event happens, so that a request that does not say when it
+        is asked has a vector of its own."""
+        if not self.training:
+            return batch
+        hidden = torch.rand(len(batch.now), 1, device=batch.now.device) < HIDDEN
+        return replace(batch, now=batch.now.masked_fill(hidden, int(MISSING_TIME)))
 
     def _weights(self, kind_PM: Tensor) -> Tensor | None:
         """[P]: what each target counts, by its categories; None where all count the same."""
@@ -301,6 +355,45 @@ class MVRec(nn.Module):
         count = len(target_P) if settings.loss == "bce" else settings.negatives
         known = self.known.nonzero()[:, 0]
         return known[torch.randint(len(known), (count,), generator=generator).to(device)]
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What came before each of P targets: user_P, output_P [P] where the target stands; item_PL [P, L] the steps of its
+    user; there_PL which of them came before it, and are of a known item."""
+
+    user_P: Tensor
+    output_P: Tensor
+    item_PL: Tensor
+    there_PL: Tensor
+
+    @staticmethod
+    def of(batch: Batch, wanted_BT: Tensor, known: Tensor) -> _Past:
+        user_P, output_P = wanted_BT.nonzero(as_tuple=True)
+        item_PL = batch.item[user_P]
+        step = torch.arange(item_PL.shape[1], device=item_PL.device)
+        return _Past(user_P, output_P, item_PL, (step < output_P[:, None]) & known[item_PL])
+
+    def among(self, item_BL: Tensor, sampled_C: Tensor) -> Tensor:
+        """bool [P, C]: which of the items sampled came before each target."""
+        length = item_BL.shape[1]
+        step_L1 = torch.arange(length, device=item_BL.device)[:, None]
+        first_BLC = torch.where(item_BL[..., None] == sampled_C, step_L1, length)
+        first_BC = F.pad(first_BLC, (0, 0, 0, 1), value=length).amin(1)  # there may be no step
+        return first_BC[self.user_P] < self.output_P[:, None]
+
+    def latest(self, item_BL: Tensor) -> Tensor:
+        """bool [P, L]: there_PL, of each item just the last step before the target."""
+        length = item_BL.shape[1]
+        step = torch.arange(length, device=item_BL.device)
+        later_BLL = _same(item_BL) & (step > step[:, None])
+        next_BL = F.pad(torch.where(later_BLL, step, length), (0, 1), value=length).amin(2)
+        return self.there_PL & (next_BL[self.user_P] >= self.output_P[:, None])
+
+
+def _same(item_BL: Tensor) -> Tensor:
+    """bool [B, L, L]: which steps are of the same item."""
+    return item_BL[:, :, None] == item_BL[:, None]
 
 
 class SequenceEncoder(nn.Module):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvrec_core.batch import collate
+from mvrec_core.batch import Batch, collate
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.features import MISSING_TIME
@@ -29,10 +31,59 @@ def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
     return views, model.item_vectors(views)[0]
 
 
+@dataclass(frozen=True)
+class Users:
+    """What B users' scores follow from.
+
+    vector: [B, D], unit vectors
+    row:    int64 [B, L], catalogue rows of what each has had
+    lift:   float [B, L], what these score more for it (see repeats.py); 0 where a row stands again or nothing is lifted
+    """
+
+    vector: Tensor
+    row: Tensor
+    lift: Tensor
+
+    @staticmethod
+    def plain(vector_BD: Tensor) -> Users:
+        """Users for whom nothing is lifted."""
+        nothing = vector_BD.new_zeros(len(vector_BD), 0)
+        return Users(vector_BD, nothing.long(), nothing)
+
+    @staticmethod
+    def together(users: Sequence[Users]) -> Users:
+        vector = torch.cat([one.vector for one in users])
+        longest = max(one.row.shape[1] for one in users)
+        padded = [[F.pad(x, (0, longest - x.shape[1])) for x in (one.row, one.lift)] for one in users]
+        return Users(vector, torch.cat([row for row, _ in padded]), torch.cat([lift for _, lift in padded]))
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+    def __getitem__(self, users: Any) -> Users:
+        """Some of them, by a slice or a list."""
+        return Users(self.vector[users], self.row[users], self.lift[users])
+
+    def copy(self) -> Users:
+        """The same, which keeps no others in memory."""
+        return Users(self.vector.clone(), self.row.clone(), self.lift.clone())
+
+    def scores(self, model: MVRec, items_ND: Tensor) -> Tensor:
+        """float32 [B, N]: of all catalogue rows."""
+        scores_BN = (self.vector @ items_ND.T / model.tau + model.bias).float()
+        return scores_BN.scatter_add_(1, self.row, self.lift)
+
+    def lifts(self, rows_n: Tensor) -> Tensor:
+        """float [B, n]: what some rows score more."""
+        return ((self.row[:, :, None] == rows_n) * self.lift[..., None]).sum(1)
+
+
 @torch.no_grad()
-def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemViews, timed: bool = True) -> Tensor:
-    """Users' unit vectors [B, D] after the last step of each example; with `timed` False nobody says when it is that
-    the next event is asked for."""
+def encode(
+    model: MVRec, histories: Histories, examples: Examples, views: ItemViews, items_ND: Tensor, timed: bool = True
+) -> Users:
+    """Users after the last step of each example; with `timed` False nobody says when it is that the next event is asked
+    for. `views` and `items_ND` are the catalogue's."""
     model.eval()
     batch = collate(histories, examples).to(model.popularity.device)
     if not timed:
@@ -40,7 +91,21 @@ def encode(model: MVRec, histories: Histories, examples: Examples, views: ItemVi
     needed, row = batch.item.unique(return_inverse=True)  # of a large catalogue a batch reads few items
     needed = F.pad(needed, (0, -len(needed) % ROWS_GRAIN), value=PAD)
     vectors_BTD = model.user_vectors(batch, views[needed], row)
-    return vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
+    vector_BD = vectors_BTD[torch.arange(len(examples), device=vectors_BTD.device), batch.length]
+    mass_BL = masses(model, batch, items_ND)
+    if mass_BL is None:
+        return Users.plain(vector_BD)
+    same_BLL = batch.item[:, :, None] == batch.item[:, None]
+    first_BL = ~same_BLL.tril(-1).any(2)
+    return Users(vector_BD, batch.item, (same_BLL * mass_BL[:, None]).sum(2).log1p() * first_BL)
+
+
+def masses(model: MVRec, batch: Batch, items_ND: Tensor) -> Tensor | None:
+    """m [B, L] of each step for what follows the last one (see repeats.py); None for a model without repeats."""
+    if model.repeats is None:
+        return None
+    mass_BTL = model.repeats(batch, F.embedding(batch.item, items_ND))
+    return mass_BTL[torch.arange(len(batch.item), device=mass_BTL.device), batch.length]
 
 
 @torch.no_grad()
@@ -68,8 +133,8 @@ def rank_targets(model: MVRec, histories: Histories, examples: Examples, config:
     parts = []
     for start in range(0, len(examples), config.evaluate.batch_size):
         part = examples[start : start + config.evaluate.batch_size]
-        scores_BN = encode(model, histories, part, views) @ items_ND.T / model.tau + model.bias
-        parts.append(rank_scores(scores_BN.float(), histories, part, config.evaluate.exclude_seen))
+        scores_BN = encode(model, histories, part, views, items_ND).scores(model, items_ND)
+        parts.append(rank_scores(scores_BN, histories, part, config.evaluate.exclude_seen))
     return Ranks.concatenate(parts)
 
 

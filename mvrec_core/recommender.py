@@ -21,13 +21,13 @@ from mvrec_core.config import Config
 from mvrec_core.diversity import pick
 from mvrec_core.errors import ConfigError, RequestError
 from mvrec_core.explanations import Explainer, Explanation, user_weights
-from mvrec_core.index import NOTHING, best, top_k
+from mvrec_core.index import NOTHING, TopK, best, top_k
 from mvrec_core.live_items import Items, encode
 from mvrec_core.masking import hide_histories, hide_items
 from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.ranking import rank_scores
+from mvrec_core.ranking import Users, rank_scores
 from mvrec_core.requests import (
     MICROSECONDS,
     Candidate,
@@ -139,7 +139,7 @@ class Recommender:
         self._why = self._reasons(self._rules)
         self._blocked = torch.from_numpy(np.array(sorted(self._why), np.int64)).to(self._device)
         self.version = digest(self.model_version, self.items_version, self._rules)
-        self._vectors: TTLCache[bytes, torch.Tensor] = TTLCache(REMEMBERED_USERS, REMEMBERED_S)  # of these items
+        self._encodings: TTLCache[bytes, Users] = TTLCache(REMEMBERED_USERS, REMEMBERED_S)  # of these items
         self._lock = Lock()
 
     @staticmethod
@@ -226,9 +226,10 @@ class Recommender:
             scores = self._popularity[index]
             chances = scores
         else:
-            user = self._encode([request], histories, live_examples(histories, self._max_len))[0]
+            users_1 = self._encode([request], histories, live_examples(histories, self._max_len))
             with torch.no_grad():
-                scores = vectors @ user / self._model.tau + self._model.bias
+                scores = vectors @ users_1.vector[0] / self._model.tau + self._model.bias
+                scores += users_1.lifts(torch.from_numpy(index).to(self._device))[0]
             chances = scores.sigmoid()
         scored = [
             Scored(c.item_id, float(s) if k else None, float(p) if k else None)
@@ -245,7 +246,7 @@ class Recommender:
             raise RequestError(f"item_id: '{item_id}' is not in the catalogue", "item_id", 404)
         wanted = eligible([self._filter(np.array([index]), True, request)], len(self._items), self._device)
         allowed = wanted.index_fill(1, self._blocked, False)
-        return self._list(*self._lists([request], self._items[[index]], self._items, allowed)[0])
+        return self._list(*self._lists([request], Users.plain(self._items[[index]]), self._items, allowed)[0])
 
     def history(self, user_id: str, limit: int, live: Sequence[Event] = ()) -> list[dict[str, Any]]:
         """The newest `limit` events of a user, newest first: item_id, display, timestamp in Unix seconds, and whether
@@ -284,7 +285,7 @@ class Recommender:
         examples = stage_examples(self._histories, stage, self._max_len)
         exclude_seen = self.config.evaluate.exclude_seen
         ranked = [
-            rank_scores(users @ items.T / self._model.tau + self._model.bias, self._histories, part, exclude_seen)
+            rank_scores(users.scores(self._model, items), self._histories, part, exclude_seen)
             for part, users, items in self._encoded(examples, hidden, timed)
         ]
         return examples, Ranks.concatenate(ranked)
@@ -293,7 +294,7 @@ class Recommender:
         """The same users and their k best catalogue rows, int64 [B, k], NOTHING where fewer may come."""
         examples = stage_examples(self._histories, stage, self._max_len)
         best = [
-            top_k(users, items, k, eligible(self._seen_before(part), len(items), self._device)).index
+            self._top_k(users, items, k, eligible(self._seen_before(part), len(items), self._device)).index
             for part, users, items in self._encoded(examples, hidden)
         ]
         return examples, torch.cat([torch.empty(0, k, dtype=torch.int64, device=self._device), *best])
@@ -311,8 +312,8 @@ class Recommender:
         examples = stage_examples(self._histories, stage, self._max_len)
         for start in range(0, len(examples), batch_size):
             part = examples[start : start + batch_size]
-            vectors = ranking.encode(self._model, self._histories, part, self._views)
-            yield part, (vectors @ self._items.T / self._model.tau + self._model.bias).float()
+            users = ranking.encode(self._model, self._histories, part, self._views, self._items)
+            yield part, users.scores(self._model, self._items)
 
     @torch.no_grad()
     def item_texts(self) -> torch.Tensor | None:
@@ -345,9 +346,9 @@ class Recommender:
             else stage_examples(self._histories, stage, self._max_len)
         )
         columns: dict[str, list[Any]] = {"user_id": [], "rank": [], "item_id": [], "score": []}
-        for part, vectors, _ in self._encoded(examples[users]):
+        for part, encoded, _ in self._encoded(examples[users]):
             for user, (index, score) in zip(
-                part.user.tolist(), self._best(vectors, self._seen_before(part), k), strict=True
+                part.user.tolist(), self._best(encoded, self._seen_before(part), k), strict=True
             ):
                 user_id = self._histories.user_ids[user].as_py()
                 for recommended in self._list(index, score):
@@ -367,15 +368,15 @@ class Recommender:
     @torch.no_grad()
     def _encoded(
         self, examples: Examples, hidden: Collection[str] = (), timed: bool = True
-    ) -> Iterator[tuple[Examples, torch.Tensor, torch.Tensor]]:
-        """Some examples at a time, their users' vectors [B, D] and the catalogue's [N, D], without the hidden views."""
+    ) -> Iterator[tuple[Examples, Users, torch.Tensor]]:
+        """Some examples at a time, their users and the catalogue's vectors [N, D], without the hidden views."""
         views, items, histories = self._views, self._items, self._histories
         if hidden:
             views = hide_items(views, self.config, hidden)
             items, histories = self._model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
         for start in range(0, len(examples), self.config.evaluate.batch_size):
             part = examples[start : start + self.config.evaluate.batch_size]
-            yield part, ranking.encode(self._model, histories, part, views, timed), items
+            yield part, ranking.encode(self._model, histories, part, views, items, timed), items
 
     def _seen_before(self, examples: Examples) -> list[Filter]:
         """What each example's list leaves out: by configuration, the items of its history."""
@@ -410,7 +411,7 @@ class Recommender:
             return []
         histories, users = self._users(requests)
         examples = live_examples(histories, self._max_len)
-        vectors = self._encode(requests, histories, examples)
+        encoded = self._encode(requests, histories, examples)
         filters = []
         for place, request in enumerate(requests):
             seen = histories.item[histories.events_of(place)]
@@ -418,10 +419,10 @@ class Recommender:
         wanted = eligible(filters, len(self._items), self._device)
         mask = wanted.index_fill(1, self._blocked, False) if len(self._blocked) else wanted
         rungs = [self._rung(user) for user in users]
-        lists = [self._list(*chosen) for chosen in self._ranked(requests, rungs, vectors, mask)]
+        lists = [self._list(*chosen) for chosen in self._ranked(requests, rungs, encoded, mask)]
         answers = [Answer(rung, items, user.unknown) for rung, items, user in zip(rungs, lists, users, strict=True)]
         if len(self._blocked):
-            held = self._withheld(answers, requests, vectors, wanted)
+            held = self._withheld(answers, requests, encoded, wanted)
             answers = [replace(answer, withheld=items) for answer, items in zip(answers, held, strict=True)]
         asked = [place for place, request in enumerate(requests) if request.explain]
         if asked:
@@ -431,19 +432,19 @@ class Recommender:
                 answers[place] = answer
         return answers
 
-    def _encode(self, requests: Sequence[Request], histories: Histories, examples: Examples) -> torch.Tensor:
-        """The users' unit vectors [B, D]. Of one history it is encoded once in a while, whatever else is asked."""
+    def _encode(self, requests: Sequence[Request], histories: Histories, examples: Examples) -> Users:
+        """The users of requests. A history is encoded once in a while, whatever else is asked."""
         keys = [digest(r.user_id, r.live, r.events, r.now) for r in requests]
         with self._lock:
-            vectors = {key: vector for key in keys if (vector := self._vectors.get(key)) is not None}
-        places = {key: place for place, key in enumerate(keys) if key not in vectors}
+            there = {key: one for key in keys if (one := self._encodings.get(key)) is not None}
+        places = {key: place for place, key in enumerate(keys) if key not in there}
         if places:
             part = examples[np.array(list(places.values()))]
-            new = ranking.encode(self._model, histories, part, self._views).unbind()
-            vectors |= {key: vector.clone() for key, vector in zip(places, new, strict=True)}
+            new = ranking.encode(self._model, histories, part, self._views, self._items)
+            there |= {key: new[place : place + 1].copy() for place, key in enumerate(places)}
             with self._lock:
-                self._vectors.update((key, vectors[key]) for key in places)
-        return torch.stack([vectors[key] for key in keys])
+                self._encodings.update((key, there[key]) for key in places)
+        return Users.together([there[key] for key in keys])
 
     def _with_live(self, request: Request) -> Request:
         """The request with those live events alone that the stored history does not hold already, because the model has
@@ -474,14 +475,14 @@ class Recommender:
 
     @torch.no_grad()
     def _ranked(
-        self, requests: Sequence[Request], rungs: Sequence[str], vectors_BD: torch.Tensor, mask_BN: torch.Tensor
+        self, requests: Sequence[Request], rungs: Sequence[str], users: Users, mask_BN: torch.Tensor
     ) -> list[tuple[list[int], list[float]]]:
         """Rows and scores of each request's list, by the model or by what is popular."""
         model = [place for place, rung in enumerate(rungs) if rung != "popularity"]
         popular = [place for place, rung in enumerate(rungs) if rung == "popularity"]
         scale, bias = 1 / self._model.tau, self._model.bias
-        found = self._lists([requests[b] for b in model], vectors_BD[model], self._items, mask_BN[model], scale, bias)
-        ones, share = self._popularity.new_ones(len(popular), 1), self._popularity[:, None]
+        found = self._lists([requests[b] for b in model], users[model], self._items, mask_BN[model], scale, bias)
+        ones, share = Users.plain(self._popularity.new_ones(len(popular), 1)), self._popularity[:, None]
         found += self._lists([requests[b] for b in popular], ones, share, mask_BN[popular])
         lists = dict(zip(model + popular, found, strict=True))
         return [lists[b] for b in range(len(requests))]
@@ -489,7 +490,7 @@ class Recommender:
     def _lists(
         self,
         requests: Sequence[Request],
-        users_BD: torch.Tensor,
+        users: Users,
         items_ND: torch.Tensor,
         mask_BN: torch.Tensor,
         scale: float | torch.Tensor = 1.0,
@@ -502,7 +503,8 @@ class Recommender:
         while waiting:
             pools = [_pool(requests[b]) * grown for b in waiting]
             most = min(max(pools), len(items_ND))
-            found = top_k(users_BD[waiting], items_ND, most, mask_BN[waiting], scale, bias)
+            some = users[waiting]
+            found = top_k(some.vector, items_ND, most, mask_BN[waiting], scale, bias, some.row, some.lift)
             short = []
             for place, (b, pool) in enumerate(zip(waiting, pools, strict=True)):
                 rows, scores = found.index[place, :pool], found.score[place, :pool]
@@ -515,11 +517,11 @@ class Recommender:
 
     @torch.no_grad()
     def _withheld(
-        self, answers: Sequence[Answer], requests: Sequence[Request], vectors_BD: torch.Tensor, wanted_BN: torch.Tensor
+        self, answers: Sequence[Answer], requests: Sequence[Request], users: Users, wanted_BN: torch.Tensor
     ) -> list[tuple[Withheld, ...]]:
         """For each answer what rules kept from it, best first."""
         rows, most = self._blocked, min(MOST_WITHHELD, len(self._blocked))
-        scores_BW = vectors_BD @ self._items[rows].T / self._model.tau + self._model.bias
+        scores_BW = users.vector @ self._items[rows].T / self._model.tau + self._model.bias + users.lifts(rows)
         popular_B1 = torch.tensor([[answer.rung == "popularity"] for answer in answers], device=rows.device)
         scores_BW = torch.where(popular_B1, self._popularity[rows], scores_BW)
         found = best(scores_BW.masked_fill(~wanted_BN[:, rows], -torch.inf), most)
@@ -583,10 +585,13 @@ class Recommender:
         return index[index >= FIRST]
 
     @torch.no_grad()
-    def _best(self, vectors: torch.Tensor, filters: Sequence[Filter], k: int) -> list[tuple[list[int], list[float]]]:
-        mask = eligible(filters, len(self._items), self._device)
-        found = top_k(vectors, self._items, k, mask, scale=1 / self._model.tau, bias=self._model.bias)
+    def _best(self, users: Users, filters: Sequence[Filter], k: int) -> list[tuple[list[int], list[float]]]:
+        found = self._top_k(users, self._items, k, eligible(filters, len(self._items), self._device))
         return list(zip(found.index.tolist(), found.score.tolist(), strict=True))
+
+    def _top_k(self, users: Users, items_ND: torch.Tensor, k: int, mask_BN: torch.Tensor) -> TopK:
+        scale, bias = 1 / self._model.tau, self._model.bias
+        return top_k(users.vector, items_ND, k, mask_BN, scale, bias, users.row, users.lift)
 
     def _list(self, index: Sequence[int], score: Sequence[float]) -> list[Recommended]:
         ids, out = self._data.catalog.ids, []

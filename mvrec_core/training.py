@@ -360,6 +360,7 @@ def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()],
         betas=(0.9, 0.98),
+        fused=model.popularity.is_cuda,
     )
 
 

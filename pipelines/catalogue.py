@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from mvrec_core.config import Config
+from mvrec_core.config import OF_EVENTS, Config
 from mvrec_core.errors import DataError
 from mvrec_core.sequences import TRAIN
 from pipelines import files
@@ -44,7 +44,7 @@ def write(
     fitted: dict[str, Any] = {}
     missing: dict[str, tuple[int, int]] = {}  # view -> values, of them missing
     for name, view in config.views_at("item").items():
-        if view.kind == "id":
+        if view.kind in OF_EVENTS:
             missing[name] = len(items), 0
             continue
         values = items.select("item_id", value=f"view.{name}")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mvrec_core.catalog import Catalog
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import Config
+from mvrec_core.config import OF_EVENTS, Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import Fitted
 from mvrec_core.sequences import Histories
@@ -77,14 +77,14 @@ def _load(config: Config, root: Path, test: bool, parts: Sequence[str] | None = 
             f"{root}: expected schema version {SCHEMA_VERSION}, found {tree.get('schema_version', 1)}; "
             "run 'mvrec prepare' again"
         )
-    for name in config.views:
-        if name not in tree["views"]:
+    for name, view in config.views.items():
+        if name not in tree["views"] and view.kind not in OF_EVENTS:
             there = ", ".join(sorted(tree["views"]))
             raise DataError(f"{root}: has no view '{name}' (it has {there}); run 'mvrec prepare --only-view {name}'")
     items = {"item_id": _column(root / "items" / "id.parquet", "item_id")}
     items["display"] = _column(root / "items" / "display.parquet", "value")
     for name, view in config.views_at("item").items():
-        if view.kind != "id":
+        if view.kind not in OF_EVENTS:
             items[name] = _column(root / "items" / f"{name}.parquet", "value")
     users = _users(config, root, _parts(root) if parts is None else parts, test)
     return Data(Catalog(pa.table(items)), Fitted.load(root / "fitted.json"), users)

@@ -15,7 +15,7 @@ from typing import Literal, TypeGuard
 
 import polars as pl
 
-from mvrec_core.config import Config, NumberView, TableSource, Temporal, TextView, VectorView, View
+from mvrec_core.config import OF_EVENTS, Config, NumberView, TableSource, Temporal, TextView, VectorView, View
 from mvrec_core.errors import DataError
 from mvrec_core.schema import (
     LIST,
@@ -83,7 +83,7 @@ def read(config: Config, key: Literal["items", "users"], files: Sequence[str]) -
     values = {
         f"view.{name}": vectors[view.column].of(taken[view.column]) if _here(view) else read_value(taken, view)
         for name, view in columns.views.items()
-        if view.kind not in ("id", "vector") or _here(view)
+        if view.kind not in (*OF_EVENTS, "vector") or _here(view)
     }
     if key == "items":
         text = next((view for view in columns.views.values() if isinstance(view, TextView)), None)

@@ -346,7 +346,8 @@ class EventReason(BaseModel):
     display: str | None
     timestamp: float | None = Field(description="Unix seconds")
     score: float
-    views: dict[str, float] = Field(description="through which view of the event; they add up to its score")
+    views: dict[str, float] = Field(description="through which view of the event; with `again` they add up to score")
+    again: float = Field(description="what the event adds because it is of the same item; 0 where items do not repeat")
 
 
 class ItemAnswer(BaseModel):

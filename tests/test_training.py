@@ -208,11 +208,11 @@ def test_encode_gives_the_vector_after_the_last_step(plain_model, plain_data):
 
     histories = plain_data.histories(plain_model.config)
     examples = stage_examples(histories, "test", 8)[:12]
-    views, _ = catalogue(plain_model)
+    views, items = catalogue(plain_model)
     batch = collate(histories, examples)
     with torch.no_grad():
         every = plain_model.user_vectors(batch, views, batch.item)
-    got = encode(plain_model, histories, examples, views)
+    got = encode(plain_model, histories, examples, views, items).vector
     for row, stop in enumerate((examples.stop - examples.start).tolist()):
         assert torch.equal(got[row], every[row, stop])
 

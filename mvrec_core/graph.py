@@ -1,0 +1,71 @@
+"""The graph view: an item by the company it keeps in histories, in numbers that need no training.
+
+Two items that stand d <= `window` steps apart in a history are linked with weight 1 / d. The matrix of links is turned
+into positive pointwise mutual information and factorised, M ~ U S V', and an item's vector is its row of U sqrt(S), as
+in Levy and Goldberg, "Neural Word Embedding as Implicit Matrix Factorization" (NIPS 2014), with items for words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.linalg import svds
+
+from mvrec_core.catalog import FIRST
+from mvrec_core.sequences import Histories
+
+MOST_EVENTS = 20_000_000  # of whole users, the first in stored order; what more would add is little, and memory is not
+
+
+def vectors(shards: Iterable[Histories], n_rows: int, before: int, size: int, window: int) -> np.ndarray:
+    """float32 [n_rows, size] of each row of the catalogue, from the events of the splits below `before`; NaN for an
+    item that stands near no other. They have mean 0, and mean square 1 over all numbers. The same input gives the same
+    bits."""
+    links = csr_matrix((n_rows, n_rows), dtype=np.float64)
+    events = 0
+    for histories in shards:
+        if events >= MOST_EVENTS:
+            break
+        links += _links(histories.before(before), n_rows, window)
+        events += len(histories.item)
+    out = np.full((n_rows, size), np.nan, np.float32)
+    information = _information(links + links.T)
+    there = np.flatnonzero(np.diff(information.indptr))
+    if len(there) > 1:
+        found = _factors(information[there][:, there], min(size, len(there) - 1))
+        found -= found.mean(0)
+        out[there] = 0.0
+        out[there, : found.shape[1]] = found / max(float(np.sqrt(np.mean(found**2))), 1e-12)
+    return out
+
+
+def _links(histories: Histories, n_rows: int, window: int) -> csr_matrix:
+    unit = math.lcm(*range(1, window + 1))  # whole numbers: their sum is the same in any order
+    user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    links = csr_matrix((n_rows, n_rows), dtype=np.float64)
+    for back in range(1, window + 1):
+        one, other = histories.item[:-back], histories.item[back:]
+        kept = (user[:-back] == user[back:]) & (one >= FIRST) & (other >= FIRST) & (one != other)
+        weight = np.full(int(kept.sum()), unit // back, np.float64)
+        pairs = coo_matrix((weight, (one[kept], other[kept])), shape=links.shape)
+        links += pairs.tocsr()
+    return links
+
+
+def _information(links: csr_matrix) -> csr_matrix:
+    """log(P(i, j) / (P(i) P(j))) where it is above 0."""
+    total = np.asarray(links.sum(1)).ravel()
+    links = links.tocoo()
+    value = np.log(links.data * total.sum() / (total[links.row] * total[links.col]))
+    kept = value > 0
+    return coo_matrix((value[kept], (links.row[kept], links.col[kept])), shape=links.shape).tocsr()
+
+
+def _factors(matrix: csr_matrix, size: int) -> np.ndarray:
+    start = np.random.default_rng(0).standard_normal(matrix.shape[0])  # ARPACK's own would be another each time
+    u, s, _ = svds(matrix, k=size, v0=start)
+    order = np.argsort(-s)
+    return (u[:, order] * np.sqrt(s[order])).astype(np.float32)
