@@ -129,9 +129,8 @@ def test_the_ranks_are_those_of_a_model_that_lacks_the_view(plain_recommender, e
     there = plain_recommender._views.present.clone()
     there[:, VIEWS.index("genres")] = False
     blind._views = ItemViews(plain_recommender._views.z, there)
-    blind._vectors = {}  # what is remembered was encoded with the view
     blind._items = plain_recommender._model.item_vectors(blind._views)[0].detach()
-    blind._vectors = {}
+    blind._encodings = {}  # what is remembered was encoded with the view
     order = [item.item_id for item in blind.recommend([Request("u003", k=40)])[0].items]
     ranks = [item.explanation.ranks["genres"] for item in answer.items]
     assert ranks == [1 + order.index(item.item_id) for item in answer.items]

@@ -117,6 +117,7 @@ def test_recommend(client):
             "timestamp": 8.0 + place,
             "score": 0.5 - place / 8,
             "views": {"id": 0.5, "text": -place / 8},
+            "again": 0.0,
         }
         for place, item in ((0, "a"), (8, "c"), (1, "b"), (7, "b"), (2, "c"))
     ]
