@@ -263,21 +263,22 @@ def _csv(file: str, source: Source, names: Sequence[str]) -> Iterator[Chunk]:
         if "Empty CSV" in str(error):  # a header without an end of line
             return
         raise
-    done, told, skipped = 0, 0, np.zeros(0, np.int64)  # skipped: bad rows after `done`
-    last = pa.RecordBatch.from_pylist([], reader.schema)  # for bad rows after the last good one
-    for batch in itertools.chain(reader, [last]):
-        new = bad[told:]
-        told += len(new)
-        skipped = np.r_[skipped, np.array([row for row, _, _ in new], np.int64)]
-        rows = np.arange(done + 1, done + 1 + batch.num_rows + len(skipped))
-        rows = np.setdiff1d(rows, skipped, assume_unique=True)[: batch.num_rows] if len(skipped) else rows
-        done = int(rows[-1]) if len(rows) else done
-        skipped = skipped[skipped > done]
-        if batch.num_rows or new:
-            table = pa.Table.from_batches([batch]).rename_columns(_distinct(header))
-            given = {theirs: _read(table[theirs]) for theirs in _theirs(source, names).values()}
-            frame = _frame(source, names, given, len(rows))
-            yield Chunk(frame, pl.Series(rows, dtype=pl.Int64), partial(_json, table), new)
+    with reader:  # closed, it leaves no thread of Arrow's at work, which ends a process badly
+        done, told, skipped = 0, 0, np.zeros(0, np.int64)  # skipped: bad rows after `done`
+        last = pa.RecordBatch.from_pylist([], reader.schema)  # for bad rows after the last good one
+        for batch in itertools.chain(reader, [last]):
+            new = bad[told:]
+            told += len(new)
+            skipped = np.r_[skipped, np.array([row for row, _, _ in new], np.int64)]
+            rows = np.arange(done + 1, done + 1 + batch.num_rows + len(skipped))
+            rows = np.setdiff1d(rows, skipped, assume_unique=True)[: batch.num_rows] if len(skipped) else rows
+            done = int(rows[-1]) if len(rows) else done
+            skipped = skipped[skipped > done]
+            if batch.num_rows or new:
+                table = pa.Table.from_batches([batch]).rename_columns(_distinct(header))
+                given = {theirs: _read(table[theirs]) for theirs in _theirs(source, names).values()}
+                frame = _frame(source, names, given, len(rows))
+                yield Chunk(frame, pl.Series(rows, dtype=pl.Int64), partial(_json, table), new)
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
