@@ -462,7 +462,7 @@ def test_a_batch_is_for_one_state_of_the_catalogue():
         return [answer.rung for answer in asyncio.run(all_at_once())], sizes
 
     order = ["old", "old", "新", "新", "old"]
-    assert states(*order) == (order, [("old", 2), ("新", 2), ("old", 1)])
+    assert states(*order) == (order, [("old", 3), ("新", 2)])
 
 
 def test_settings_come_from_the_checkpoint_and_are_changed_by_what_is_given(checkpoint):
