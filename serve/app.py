@@ -24,7 +24,7 @@ from serve.batching import Batcher
 from serve.cache import Cache
 from serve.items import open_items
 from serve.redis_client import RedisClient
-from serve.rules import AuditLog, watched_rules
+from serve.rules import AuditLog, rules_file
 from serve.schema import (
     as_json,
     events_values,
@@ -124,7 +124,7 @@ class Replica:
         redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
         rules, audit = self.settings.rules, self.settings.audit
         items = open_items(self.settings, run, redis)
-        self._versions = Versions(alias, items, watched_rules(Path(rules)) if rules else None)
+        self._versions = Versions(alias, items, rules_file(Path(rules)) if rules else None)
         self._audit = AuditLog(Path(audit)) if rules and audit else None
         self._sessions = open_sessions(self.settings, run, redis)
         cached = int(self.settings.cache_mb * 2**20)

@@ -13,8 +13,8 @@ from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Item
 from mvrec_core.rules import Rules
 from serve.items import ItemStore, same_store
+from serve.live_file import LiveFile
 from serve.rules import report
-from serve.watched import Watched
 
 
 class Current:
@@ -24,7 +24,7 @@ class Current:
     old Recommender is not disturbed. Raises ConfigError where the rules name a view that items do not have.
     """
 
-    def __init__(self, recommender: Recommender, store: ItemStore, rules: Watched[Rules] | None):
+    def __init__(self, recommender: Recommender, store: ItemStore, rules: LiveFile[Rules] | None):
         self._loaded = recommender
         self._followed = Rules() if rules is None else rules.value
         self.recommender = recommender.with_rules(self._followed)

@@ -10,12 +10,12 @@ from pathlib import Path
 from mvrec_core.errors import MVRecError, ResourceError
 from mvrec_core.recommender import Answer
 from mvrec_core.rules import Rules, load_rules
-from serve.watched import Watched
+from serve.live_file import LiveFile
 
 
-def watched_rules(path: Path) -> Watched[Rules]:
+def rules_file(path: Path) -> LiveFile[Rules]:
     """Raises ConfigError where the file is wrong from the start: without rules nothing may be answered."""
-    return Watched(path, load_rules, report)
+    return LiveFile(path, load_rules, report)
 
 
 def report(error: MVRecError) -> None:

@@ -17,13 +17,13 @@ from mvrec_core.errors import CheckpointError, MVRecError, RequestError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request, digest
 from mvrec_core.rules import Rules
-from serve import watched
+from serve import live_file
 from serve.alias import Alias, Release, read_alias
 from serve.current import Current
 from serve.items import ItemStore
+from serve.live_file import LiveFile
 from serve.settings import checkpoint_config
 from serve.trial import try_out
-from serve.watched import Watched
 
 RECORDED = 32  # requests that a new version is tried out on
 
@@ -40,14 +40,14 @@ class Pending(NamedTuple):
     reason: str | None = None
 
 
-def open_served(path: Path) -> Watched[Alias]:
+def open_served(path: Path) -> LiveFile[Alias]:
     """What an alias file says; of a checkpoint directory, that it alone is live.
 
     Raises ConfigError or CheckpointError.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint directory or alias file")
-    return Watched(path, _alone if path.is_dir() else read_alias, _report)
+    return LiveFile(path, _alone if path.is_dir() else read_alias, _report)
 
 
 def _alone(checkpoint: Path) -> Alias:
@@ -73,7 +73,7 @@ class Versions:
     it was. Raises the error of what is live where neither that nor anything before it can be served.
     """
 
-    def __init__(self, served: Watched[Alias], store: ItemStore, rules: Watched[Rules] | None):
+    def __init__(self, served: LiveFile[Alias], store: ItemStore, rules: LiveFile[Rules] | None):
         self._served = served
         self._store = store
         self._rules = rules
@@ -118,7 +118,7 @@ class Versions:
     async def follow(self) -> None:
         """For ever."""
         while True:
-            await asyncio.sleep(watched.LOOK_EVERY_S / 2)
+            await asyncio.sleep(live_file.LOOK_EVERY_S / 2)
             await self.look()
 
     async def look(self) -> None:

@@ -372,9 +372,9 @@ def test_openapi_describes_the_bodies(client):
     post = api["paths"]["/v1/recommend"]["post"]
     schema = {"$ref": "#/components/schemas/RecommendBody"}
     assert post["requestBody"] == {"content": {"application/json": {"schema": schema}}, "required": True}
-    assert set(post["responses"]) == {"200", "400", "413", "422", "503"}
+    assert set(post["responses"]) == {"200", "400", "404", "413", "422", "503"}
     body = api["components"]["schemas"]["RecommendBody"]
-    keys = {"user_id", "events", "now", "k", "exclude_seen", "filter", "diversity", "caps", "explain"}
+    keys = {"user_id", "events", "now", "k", "exclude_seen", "filter", "diversity", "caps", "explain", "model_version"}
     assert set(body["properties"]) == keys
     assert body["additionalProperties"] is False
     ids = {"type": "string"}, {"type": "integer"}

@@ -56,7 +56,7 @@ def replica(served: Path, **settings: Any) -> Iterator[TestClient]:
 
 @pytest.fixture
 def client(file, monkeypatch) -> Iterator[TestClient]:
-    monkeypatch.setattr("serve.watched.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("serve.live_file.LOOK_EVERY_S", 0.01)
     with replica(file) as started:
         yield started
 
@@ -196,7 +196,7 @@ def test_a_request_names_the_version_that_it_wants(client, file, names, plain_ch
 
 
 def test_live_items_and_rules_are_those_of_every_version(file, names, other_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("serve.watched.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("serve.live_file.LOOK_EVERY_S", 0.01)
     rules = tmp_path / "rules.yaml"
     rules.write_text("block: [{why: 召回, items: [i03]}]", encoding="utf-8")
     new = {"item_id": "新片", "features": {"title": "流浪地球 3", "year": 2030}}

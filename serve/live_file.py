@@ -14,7 +14,7 @@ LOOK_EVERY_S = 0.5
 T = TypeVar("T")
 
 
-class Watched(Generic[T]):
+class LiveFile(Generic[T]):
     """Raises what `load` raises where the file is wrong from the start; where it becomes wrong later the value stays as
     it was, and that is reported once."""
 
