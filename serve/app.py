@@ -74,9 +74,9 @@ def build(args: dict[str, Any]) -> serve.Application:
     given = BuildArgs.model_validate(args)
     if (given.checkpoint is None) == (given.alias is None):
         raise ConfigError("expected either 'checkpoint' or 'alias'")
-    checkpoint = given.checkpoint or read_alias(Path(given.alias or "")).main.checkpoint
+    checkpoint = given.checkpoint or read_alias(Path(str(given.alias))).main.checkpoint
     settings = serve_settings(checkpoint, given.model_dump(exclude={"checkpoint", "alias"}))
-    return application(given.checkpoint or given.alias or "", settings)
+    return application(str(given.checkpoint or given.alias), settings)
 
 
 def application(served: str, settings: ServeConfig) -> serve.Application:

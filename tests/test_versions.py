@@ -19,11 +19,11 @@ from starlette.testclient import TestClient
 
 from mvrec_core.checkpoint import verify
 from mvrec_core.config import ServeConfig
-from mvrec_core.errors import CheckpointError
+from mvrec_core.errors import CheckpointError, ConfigError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Event, Request
 from serve.alias import publish, roll_back
-from serve.app import Replica, application
+from serve.app import Replica, application, build
 from serve.versions import chosen
 
 SWAPS = 20
@@ -226,6 +226,15 @@ def test_a_new_replica_takes_what_was_before_where_what_is_live_is_damaged(file,
         assert recommend(client, user_id="u003")["model_version"] == name(plain_checkpoint)
     with pytest.raises(CheckpointError, match="model.safetensors: damaged"):
         Replica(str(damaged), {"state_dir": str(file.parent)})
+
+
+def test_a_deploy_file_names_a_checkpoint_or_an_alias(file, plain_checkpoint, tmp_path):
+    assert build({"alias": str(file), "max_batch_size": 4}) and build({"checkpoint": str(plain_checkpoint)})
+    for both in ({}, {"alias": str(file), "checkpoint": str(plain_checkpoint)}):
+        with pytest.raises(ConfigError, match="expected either 'checkpoint' or 'alias'"):
+            build(both)
+    with pytest.raises(ConfigError, match="no.json: no such alias file; 'mvrec publish' writes one"):
+        build({"alias": str(tmp_path / "no.json")})
 
 
 # Ray Serve
