@@ -54,6 +54,7 @@ class Request:
     explain: bool = False
     now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
     live: tuple[Event, ...] = ()  # what the service has heard of the user: after the stored history, before `events`
+    model_version: str | None = None  # of the versions that a service has, the one that is to answer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,11 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value]...", help="values that replace the file's")
 ]
 Directory = Annotated[Path | None, typer.Option("--checkpoint", help="a checkpoint directory")]
+PASSED_ON: dict[str, Any] = {  # to another program, which has options and a --help of its own
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
 
 
 class Stage(StrEnum):
@@ -125,11 +130,22 @@ def recommend(
     verb.recommend(_checkpoint(config, checkpoint, overrides), stage.value, k, out)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PASSED_ON)
 def serve(context: typer.Context) -> None:
-    """A checkpoint -> HTTP: --checkpoint DIR [--host --port ...]; `mvrec serve --help` lists the options."""
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "serve", *context.args])  # a process of its own, as serve is
+    """A checkpoint -> HTTP: --checkpoint DIR, or --alias FILE; `mvrec serve --help` lists the options."""
+    _become("serve", *context.args)
+
+
+@app.command(context_settings=PASSED_ON)
+def publish(context: typer.Context) -> None:
+    """A checkpoint -> the alias file that `mvrec serve` follows: --checkpoint DIR --alias FILE [--share 0.1]."""
+    _become("serve.alias", "publish", *context.args)
+
+
+@app.command(context_settings=PASSED_ON)
+def rollback(context: typer.Context) -> None:
+    """The alias file as it was before the last publishing: --alias FILE."""
+    _become("serve.alias", "rollback", *context.args)
 
 
 @app.command()
@@ -141,6 +157,12 @@ def fetch(
     from pipelines import fetch as verb
 
     verb.fetch(directory, what or None)
+
+
+def _become(module: str, *arguments: str) -> None:
+    """A process of its own, since what runs and what serves never import each other."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def _checkpoint(config: Path | None, checkpoint: Path | None, overrides: list[str] | None) -> Path:

@@ -1,4 +1,4 @@
-"""`python -m serve --checkpoint DIR`: serve a checkpoint until Ctrl-C."""
+"""`python -m serve --checkpoint DIR`, or --alias FILE: serve a checkpoint, or those that a file names, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
+from serve.alias import read_alias
 from serve.ingress import check_port, prepare_environment
 from serve.settings import serve_settings
 
@@ -36,7 +37,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m serve",
         description="Serve a checkpoint over HTTP. Defaults are those of the checkpoint's config.json.",
     )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a directory that training has written")
+    served = parser.add_mutually_exclusive_group(required=True)
+    served.add_argument("--checkpoint", metavar="DIR", help="a directory that training has written")
+    served.add_argument("--alias", metavar="FILE", help="what `mvrec publish` has written; followed when it changes")
     parser.add_argument("--host", help="where to listen; 0.0.0.0 for every interface")
     parser.add_argument("--port", type=int)
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads, and cores, of a replica")
@@ -57,12 +60,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr after a mistake."""
     given = vars(arguments(argv))
-    checkpoint = given.pop("checkpoint")
+    checkpoint, alias = given.pop("checkpoint"), given.pop("alias")
     own_ray = not os.environ.get("RAY_ADDRESS")
     folder = None
     _stop_on_signals()
     try:
-        settings = serve_settings(checkpoint, given)
+        settings = serve_settings(checkpoint or read_alias(Path(alias)).main.checkpoint, given)
         if own_ray:  # elsewhere ports and environment are those of the cluster's nodes
             check_port(settings.host, settings.port)
             folder = prepare_environment(settings.port)
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(
                     "warning: without HAProxy requests pass Ray Serve's Python proxy, which is slower", file=sys.stderr
                 )
-        run(str(Path(checkpoint).resolve()), settings, own_ray)
+        run(checkpoint or alias, settings, own_ray)
     except MVRecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -82,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(checkpoint: str, settings: ServeConfig, own_ray: bool) -> None:
+def run(served: str, settings: ServeConfig, own_ray: bool) -> None:
     """Serves until Stopped, on a Ray of its own that ends with it or on the one that RAY_ADDRESS names."""
     import ray  # only here: Ray reads the environment that main has set
     from ray import serve  # noqa: F401  (sets up the loggers that are hushed next)
@@ -94,7 +97,7 @@ def run(checkpoint: str, settings: ServeConfig, own_ray: bool) -> None:
     _stop_on_signals()  # again: Ray has put a handler of its own in place, which prints a stack and exits
     try:
         _check_cores(settings, ray.cluster_resources().get("CPU", 0))
-        _deploy(checkpoint, settings, own_ray)
+        _deploy(served, settings, own_ray)
         address = f"http://{_reachable_host(settings.host)}:{settings.port}"
         _wait_until_reachable(address)
         print(f"Ready: {address} (a page for people), {address}/docs (the interface). Ctrl-C stops.", flush=True)
@@ -134,22 +137,22 @@ def _shut_down(own_ray: bool) -> None:
         ray.shutdown()
 
 
-def _deploy(checkpoint: str, settings: ServeConfig, own_ray: bool) -> None:
+def _deploy(served: str, settings: ServeConfig, own_ray: bool) -> None:
     from ray import serve
 
     from serve.app import APP_NAME, TIMEOUT_S, application
 
-    print(f"Loading {checkpoint} ...", flush=True)
+    print(f"Loading {served} ...", flush=True)
     serve.start(
         proxy_location="HeadOnly" if own_ray else "EveryNode",
         http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 1.5 * TIMEOUT_S},
     )
     try:
-        serve.run(application(checkpoint, settings), name=APP_NAME, route_prefix="/")
+        serve.run(application(served, settings), name=APP_NAME, route_prefix="/")
     except RuntimeError as error:
         deployments = serve.status().applications[APP_NAME].deployments.values()
         reports = [deployment.message for deployment in deployments if deployment.message] or [str(error)]
-        raise _reason(checkpoint, reports[0]) from error
+        raise _reason(served, reports[0]) from error
 
 
 def _wait_until_reachable(address: str) -> None:
@@ -181,13 +184,13 @@ def _check_cores(settings: ServeConfig, cores: float) -> None:
         )
 
 
-def _reason(checkpoint: str, report: str) -> MVRecError:
+def _reason(served: str, report: str) -> MVRecError:
     """The one sentence in Serve's report of a failed deployment, which is mostly traceback."""
     ours = re.search(r"mvrec_core\.errors\.(\w+): (.+)", report)
     if ours:
         return CheckpointError(ours[2])
     last = [line.strip() for line in report.splitlines() if re.match(r"\s*[\w.]*(Error|Exception)\b.*: ", line)]
-    return CheckpointError(f"{checkpoint}: cannot be served: {last[-1] if last else ' '.join(report.split())[:300]}")
+    return CheckpointError(f"{served}: cannot be served: {last[-1] if last else ' '.join(report.split())[:300]}")
 
 
 def _stop_on_signals() -> None:

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Lifespan
 
 from mvrec_core.errors import RequestError, StateUnavailable
-from mvrec_core.recommender import Recommended
 from mvrec_core.requests import Candidate, Item, Request
 from serve.limits import Limits
 from serve.schema import (
@@ -28,6 +28,7 @@ from serve.schema import (
     HistoryAnswer,
     ItemsAnswer,
     ItemsBody,
+    ModelVersion,
     RecommendAnswer,
     RecommendBody,
     ScoreAnswer,
@@ -35,10 +36,10 @@ from serve.schema import (
     SimilarAnswer,
     SimilarBody,
     UsersAnswer,
+    VersionsAnswer,
     as_json,
     error_values,
     explain,
-    item_values,
 )
 from serve.sessions import LiveEvent
 
@@ -72,16 +73,19 @@ class Backend(Protocol):
     """What the routes call. Answers about users come as JSON, since they are kept as such. A RequestError becomes the
     HTTP answer that it names, a StateUnavailable becomes 503."""
 
-    model_version: str
+    @property
+    def model_version(self) -> str: ...
 
     @property
     def n_items(self) -> int: ...
+
+    def versions(self) -> list[dict[str, Any]]: ...
 
     async def recommend(self, request: Request) -> bytes: ...
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes: ...
 
-    async def similar(self, item_id: str, request: Request) -> list[Recommended]: ...
+    async def similar(self, item_id: str, request: Request) -> bytes: ...
 
     async def put_items(self, items: Sequence[Item]) -> dict[str, Any]: ...
 
@@ -101,14 +105,17 @@ class JSON(Response):
         return content if isinstance(content, bytes) else as_json(content)
 
 
-def create_api(backend: Backend, max_in_flight: int, timeout_s: float) -> FastAPI:
+def create_api(
+    backend: Backend, max_in_flight: int, timeout_s: float, lifespan: Lifespan[FastAPI] | None = None
+) -> FastAPI:
     """The ASGI application: at most `max_in_flight` requests at a time, each answered within `timeout_s` seconds."""
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (400, 413, 422, 503)}
     api = FastAPI(
         title="MVRec",
         description="Recommendations from several views of one behaviour sequence.",
-        version=backend.model_version,
+        version="1",  # of the interface, as in its paths: models come and go
         responses=refusals,
+        lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads its script from another host
         redoc_url=None,
     )
@@ -123,29 +130,35 @@ def create_api(backend: Backend, max_in_flight: int, timeout_s: float) -> FastAP
 
 
 def _add_model_routes(api: FastAPI, backend: Backend) -> None:
-    @api.post("/v1/recommend", response_model=RecommendAnswer)
+    strangers: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}  # versions, items
+
+    @api.post("/v1/recommend", response_model=RecommendAnswer, responses=strangers)
     async def recommend(body: RecommendBody) -> Response:
         """The k best items for a user, best first."""
         return JSON(await backend.recommend(body.request()))
 
-    @api.post("/v1/score", response_model=ScoreAnswer)
+    @api.post("/v1/score", response_model=ScoreAnswer, responses=strangers)
     async def score(body: ScoreBody) -> Response:
         """Score and probability of each candidate for a user, in the order of the candidates."""
         return JSON(await backend.score(*body.request()))
 
-    @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
-    async def similar(item_id: str, k: Count = 10) -> Response:
+    @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses=strangers)
+    async def similar(item_id: str, k: Count = 10, model_version: ModelVersion | None = None) -> Response:
         """The k items nearest to an item."""
-        return await nearest(item_id, Request(k=k))
+        return await nearest(item_id, Request(k=k, model_version=model_version))
 
-    @api.post("/v1/similar", response_model=SimilarAnswer, responses={404: {"model": ErrorAnswer}})
+    @api.post("/v1/similar", response_model=SimilarAnswer, responses=strangers)
     async def similar_of(body: SimilarBody) -> Response:
         """The same with filters, diversity and caps."""
         return await nearest(body.item_id, body.request())
 
+    @api.get("/v1/versions", response_model=VersionsAnswer)
+    async def versions() -> Response:
+        """The versions that answer, and those that are to."""
+        return JSON({"versions": backend.versions()})
+
     async def nearest(item_id: str, request: Request) -> Response:
-        items = [item_values(item) for item in await backend.similar(item_id, request)]
-        return JSON({"model_version": backend.model_version, "item_id": item_id, "items": items})
+        return JSON(await backend.similar(item_id, request))
 
 
 def _add_item_routes(api: FastAPI, backend: Backend) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,19 +16,27 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from mvrec_core.config import ServeConfig
-from mvrec_core.errors import RequestError, StateUnavailable
-from mvrec_core.recommender import Recommended, Recommender
+from mvrec_core.errors import ConfigError, RequestError, StateUnavailable
 from mvrec_core.requests import Candidate, Item, Request, digest
+from serve.alias import read_alias
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.cache import Cache
-from serve.current import Current
 from serve.items import open_items
 from serve.redis_client import RedisClient
-from serve.rules import AuditLog, RulesFile
-from serve.schema import as_json, events_values, history_values, items_values, recommend_values, score_values
+from serve.rules import AuditLog, rules_file
+from serve.schema import (
+    as_json,
+    events_values,
+    history_values,
+    items_values,
+    recommend_values,
+    score_values,
+    similar_values,
+)
 from serve.sessions import LiveEvent, live_events, open_sessions
 from serve.settings import serve_settings
+from serve.versions import Versions, open_served
 
 APP_NAME = "mvrec"
 ADMITTED_BATCHES = 16  # what a replica takes at a time, in full batches; beyond it answers 503
@@ -42,7 +51,8 @@ class BuildArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str
+    checkpoint: str | None = None
+    alias: str | None = None  # instead of a checkpoint: a file that says which are live
     threads: int | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
@@ -62,13 +72,19 @@ class BuildArgs(BaseModel):
 def build(args: dict[str, Any]) -> serve.Application:
     """The application of a Serve config with `import_path: serve.app:build`; `args` are those of BuildArgs."""
     given = BuildArgs.model_validate(args)
-    return application(given.checkpoint, serve_settings(given.checkpoint, given.model_dump(exclude={"checkpoint"})))
+    if (given.checkpoint is None) == (given.alias is None):
+        raise ConfigError("expected either 'checkpoint' or 'alias'")
+    checkpoint = given.checkpoint or read_alias(Path(str(given.alias))).main.checkpoint
+    settings = serve_settings(checkpoint, given.model_dump(exclude={"checkpoint", "alias"}))
+    return application(str(given.checkpoint or given.alias), settings)
 
 
-def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
-    """The application that serves `checkpoint` with `settings`."""
+def application(served: str, settings: ServeConfig) -> serve.Application:
+    """The application that serves a checkpoint directory, or what an alias file says, with `settings`."""
     admitted = ADMITTED_BATCHES * settings.max_batch_size
-    state = Path(settings.state_dir or Path(checkpoint).resolve().parent / "state").resolve()
+    path = Path(served).absolute()
+    path = path.resolve() if path.is_dir() else path  # an alias may be a link that moves
+    state = Path(settings.state_dir or path.parent / "state").resolve()
     rules = None if settings.rules is None else str(Path(settings.rules).resolve())
     audit = str(Path(settings.audit or state / "withheld.jsonl").resolve())
     deployment = serve.deployment(
@@ -86,75 +102,93 @@ def application(checkpoint: str, settings: ServeConfig) -> serve.Application:
         graceful_shutdown_timeout_s=TIMEOUT_S,
     )
     return deployment(serve.ingress()(Replica)).bind(
-        checkpoint, {**settings.model_dump(), "state_dir": str(state), "rules": rules, "audit": audit}
+        str(path), {**settings.model_dump(), "state_dir": str(state), "rules": rules, "audit": audit}
     )
 
 
 class Replica:
-    """The Recommender of the moment behind the routes, with the live events of users, and answers that are remembered.
+    """The Recommenders of the moment behind the routes, with the live events of users, and answers that are remembered.
 
-    Each answer is made by one Recommender, the newest as it begins. Torch runs in one thread of its own, so the event
-    loop never waits for it.
+    Each answer is made by one Recommender: of one version, the newest as it begins. Torch runs in one thread of its
+    own, so the event loop never waits for it.
     """
 
-    def __init__(self, checkpoint: str, settings: dict[str, Any]):
+    def __init__(self, served: str, settings: dict[str, Any]):
         self.settings = ServeConfig.model_validate(settings)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
-        recommender = Recommender.load(checkpoint, device="cpu")
-        self.model_version = recommender.model_version
+        self._follows = Path(served).is_file()
+        alias = open_served(Path(served))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
         self._batcher = Batcher(self._thread, self.settings.max_batch_size, self.settings.batch_wait_s)
-        run = recommender.config.name
+        run = alias.value.name
         redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
         rules, audit = self.settings.rules, self.settings.audit
         items = open_items(self.settings, run, redis)
-        self._current = Current(recommender, items, RulesFile(Path(rules)) if rules else None)
+        self._versions = Versions(alias, items, rules_file(Path(rules)) if rules else None)
         self._audit = AuditLog(Path(audit)) if rules and audit else None
         self._sessions = open_sessions(self.settings, run, redis)
         cached = int(self.settings.cache_mb * 2**20)
         self._cache = Cache(cached, self.settings.cache_ttl_s, redis if cached else None, run)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S)
+        return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S, self._following)
+
+    @asynccontextmanager
+    async def _following(self, _: FastAPI) -> AsyncIterator[None]:
+        """While the application runs."""
+        following = asyncio.create_task(self._versions.follow()) if self._follows else None
+        yield
+        if following is not None:
+            following.cancel()
+
+    @property
+    def model_version(self) -> str:
+        return self._versions.main.recommender.model_version
 
     @property
     def n_items(self) -> int:
-        return self._current.recommender.n_items
+        return self._versions.main.recommender.n_items
+
+    def versions(self) -> list[dict[str, Any]]:
+        return self._versions.values()
 
     async def recommend(self, request: Request) -> bytes:
-        recommender = await self._current.catch_up()
+        recommender = await self._versions.of(request).catch_up()
         row, degraded = await self._row(request.user_id)
 
         async def answer() -> bytes:
             found = await self._batcher.answer(recommender.recommend, replace(request, live=live_events(row)))
             if self._audit is not None:
-                self._audit.write(found, self.model_version)
-            return as_json(recommend_values(self.model_version, found, degraded))
+                self._audit.write(found, recommender.model_version)
+            self._versions.record(request)
+            return as_json(recommend_values(recommender.model_version, found, degraded))
 
         return await self._cache.get(digest(recommender.version, request, row, degraded), answer)
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
-        recommender = await self._current.catch_up()
+        recommender = await self._versions.of(request).catch_up()
         row, degraded = await self._row(request.user_id)
         scored = await self._in_thread(recommender.score, replace(request, live=live_events(row)), candidates)
-        return as_json(score_values(self.model_version, *scored, degraded))
+        return as_json(score_values(recommender.model_version, *scored, degraded))
 
-    async def similar(self, item_id: str, request: Request) -> list[Recommended]:
-        recommender = await self._current.catch_up()
-        return await self._in_thread(recommender.similar, item_id, request)
+    async def similar(self, item_id: str, request: Request) -> bytes:
+        recommender = await self._versions.of(request).catch_up()
+        items = await self._in_thread(recommender.similar, item_id, request)
+        return as_json(similar_values(recommender.model_version, item_id, items))
 
     async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
-        return items_values(self.model_version, await self._current.put(items))
+        return items_values(await self._versions.main.put(items))
 
     async def remove_items(self, item_ids: Sequence[str]) -> dict[str, Any]:
-        known = (await self._current.catch_up()).knows(item_ids)
+        current = self._versions.main
+        known = (await current.catch_up()).knows(item_ids)
         if not all(known):
             strange = next(item_id for item_id, there in zip(item_ids, known, strict=True) if not there)
             raise RequestError(f"item_id: '{strange}' is not in the catalogue", "item_id", 404)
-        return items_values(self.model_version, await self._current.put([Item(item_id) for item_id in item_ids]))
+        return items_values(await current.put([Item(item_id) for item_id in item_ids]))
 
     async def history(self, user_id: str, limit: int) -> bytes:
-        recommender = await self._current.catch_up()
+        recommender = await self._versions.of(Request(user_id)).catch_up()
         row, degraded = await self._row(user_id)
         try:
             events = await self._in_thread(recommender.history, user_id, limit, live_events(row))
@@ -165,12 +199,12 @@ class Replica:
         return as_json(history_values(user_id, events, degraded))
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes:
-        recommender = await self._current.catch_up()
+        recommender = await self._versions.of(Request(user_id)).catch_up()
         unknown = await self._in_thread(recommender.unknown_items, [event.event() for event in events])
         return as_json(events_values(user_id, unknown, await self._sessions.append(user_id, events)))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
-        return await self._in_thread(self._current.recommender.users, prefix, limit)
+        return await self._in_thread(self._versions.main.recommender.users, prefix, limit)
 
     async def _row(self, user_id: str | None) -> tuple[str, bool]:
         """A user's live events, and whether they could not be read: an answer without them is better than none."""

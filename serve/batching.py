@@ -58,14 +58,16 @@ class Batcher:
                 await self._run(batch)
 
     def _take(self) -> list[Waiting]:
-        """The oldest requests that somebody still waits for, up to the first for another Recommend."""
+        """The oldest requests that somebody still waits for, of the first one's Recommend; the others stay in order."""
         batch: list[Waiting] = []
+        others: list[Waiting] = []
         while self._waiting and len(batch) < self.max_size:
-            if batch and self._waiting[0].recommend != batch[0].recommend:
-                break
             one = self._waiting.popleft()
-            if not one.future.done():
+            if batch and one.recommend != batch[0].recommend:
+                others.append(one)
+            elif not one.future.done():
                 batch.append(one)
+        self._waiting.extendleft(reversed(others))
         return batch
 
     async def _run(self, batch: Sequence[Waiting]) -> None:

@@ -13,7 +13,8 @@ from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Item
 from mvrec_core.rules import Rules
 from serve.items import ItemStore, same_store
-from serve.rules import RulesFile, report
+from serve.live_file import LiveFile
+from serve.rules import report
 
 
 class Current:
@@ -23,9 +24,9 @@ class Current:
     old Recommender is not disturbed. Raises ConfigError where the rules name a view that items do not have.
     """
 
-    def __init__(self, recommender: Recommender, store: ItemStore, rules: RulesFile | None):
+    def __init__(self, recommender: Recommender, store: ItemStore, rules: LiveFile[Rules] | None):
         self._loaded = recommender
-        self._followed = Rules() if rules is None else rules.rules
+        self._followed = Rules() if rules is None else rules.value
         self.recommender = recommender.with_rules(self._followed)
         self._store = store
         self._rules = rules

@@ -7,45 +7,18 @@ import logging
 import time
 from pathlib import Path
 
-from mvrec_core.errors import ConfigError, ResourceError
+from mvrec_core.errors import MVRecError, ResourceError
 from mvrec_core.recommender import Answer
 from mvrec_core.rules import Rules, load_rules
+from serve.live_file import LiveFile
 
-LOOK_EVERY_S = 1.0
 
-
-class RulesFile:
+def rules_file(path: Path) -> LiveFile[Rules]:
     """Raises ConfigError where the file is wrong from the start: without rules nothing may be answered."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rules = load_rules(path)
-        self._stamp = self._now()
-        self._looked = time.monotonic()
-
-    def read(self) -> Rules:
-        """The rules as of now, or of a second ago. Where the file has become wrong they stay as they were, and the log
-        says so once."""
-        if time.monotonic() - self._looked >= LOOK_EVERY_S:
-            self._looked = time.monotonic()
-            stamp = self._now()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
-                    self.rules = load_rules(self.path)
-                except ConfigError as error:
-                    report(error)
-        return self.rules
-
-    def _now(self) -> tuple[int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size
+    return LiveFile(path, load_rules, report)
 
 
-def report(error: ConfigError) -> None:
+def report(error: MVRecError) -> None:
     """In the log: rules that cannot be followed."""
     logging.getLogger("ray.serve").error("the rules stay as they were: %s", error)
 

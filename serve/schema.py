@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -122,6 +122,7 @@ def _plain(features: dict[str, Any]) -> dict[str, Any]:
 
 Features = Annotated[dict[str, Any], AfterValidator(_plain)]
 Most = Annotated[int, Field(ge=1, strict=True)]
+ModelVersion = Annotated[str, Field(max_length=64, description="the version that is to answer, one of /v1/versions")]
 
 
 class Strict(BaseModel):
@@ -184,6 +185,7 @@ class UserBody(Strict):
     user_id: Id | None = None
     events: tuple[EventBody, ...] = Field((), description="in the order in which they happened")
     now: Seconds | None = Field(None, description="when it is asked, for a model with a time view; unknown if left out")
+    model_version: ModelVersion | None = None
 
     def _events(self) -> tuple[Event, ...]:
         return tuple(event.event() for event in self.events)
@@ -226,15 +228,17 @@ class RecommendBody(UserBody, ListBody):
             exclude_seen=self.exclude_seen,
             explain=self.explain,
             now=self.now,
+            model_version=self.model_version,
             **self._wishes(),
         )
 
 
 class SimilarBody(ListBody):
     item_id: Id
+    model_version: ModelVersion | None = None
 
     def request(self) -> Request:
-        return Request(**self._wishes())
+        return Request(model_version=self.model_version, **self._wishes())
 
 
 class CandidateBody(Strict):
@@ -274,7 +278,8 @@ class ScoreBody(UserBody):
 
     def request(self) -> tuple[Request, tuple[Candidate, ...]]:
         candidates = tuple(Candidate(one.item_id, one.features) for one in self.candidates)
-        return Request(user_id=self.user_id, events=self._events(), now=self.now), candidates
+        request = Request(user_id=self.user_id, events=self._events(), now=self.now, model_version=self.model_version)
+        return request, candidates
 
 
 class LiveEventBody(EventBody):
@@ -427,6 +432,18 @@ class UsersAnswer(BaseModel):
     users: list[str]
 
 
+class VersionAnswer(BaseModel):
+    model_version: str
+    share: float = Field(description="of the users")
+    since: float = Field(description="Unix seconds: when it was given this share")
+    state: Literal["live", "loading", "refused"]
+    reason: str | None = Field(description="why it was refused")
+
+
+class VersionsAnswer(BaseModel):
+    versions: list[VersionAnswer] = Field(description="of the replica that answers; others may be a moment ahead")
+
+
 class HealthAnswer(BaseModel):
     status: str
     model_version: str | None = None
@@ -478,6 +495,11 @@ def score_values(
     return values | degraded_values(degraded)
 
 
+def similar_values(model_version: str, item_id: str, items: Sequence[Recommended]) -> dict[str, Any]:
+    """A SimilarAnswer as plain values."""
+    return {"model_version": model_version, "item_id": item_id, "items": [item_values(item) for item in items]}
+
+
 def history_values(user_id: str, events: Sequence[Mapping[str, Any]], degraded: bool = False) -> dict[str, Any]:
     """A HistoryAnswer as plain values."""
     return {"user_id": user_id, "events": events, **degraded_values(degraded)}
@@ -505,10 +527,10 @@ def as_json(values: Any) -> bytes:
     return text.encode("utf-8", errors="replace")
 
 
-def items_values(model_version: str, recommender: Recommender) -> dict[str, Any]:
+def items_values(recommender: Recommender) -> dict[str, Any]:
     """An ItemsAnswer as plain values."""
     return {
-        "model_version": model_version,
+        "model_version": recommender.model_version,
         "items_version": recommender.items_version,
         "items": recommender.n_items,
     }

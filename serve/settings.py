@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mvrec_core.config import ServeConfig, parse_config
+from mvrec_core.config import Config, ServeConfig, parse_config
 from mvrec_core.errors import CheckpointError, ConfigError
 
 
@@ -17,7 +17,13 @@ def serve_settings(checkpoint: str | Path, changes: dict[str, Any]) -> ServeConf
 
     Raises CheckpointError where the directory is not a checkpoint, ConfigError where a value cannot be.
     """
-    config_file = _checked(Path(checkpoint)) / "config.json"
+    saved = checkpoint_config(Path(checkpoint)).serve
+    return _changed(saved, {name: value for name, value in changes.items() if value is not None})
+
+
+def checkpoint_config(checkpoint: Path) -> Config:
+    """Raises CheckpointError where the directory is not a checkpoint."""
+    config_file = _checked(checkpoint) / "config.json"
     try:
         tree = json.loads(config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -26,8 +32,7 @@ def serve_settings(checkpoint: str | Path, changes: dict[str, Any]) -> ServeConf
         raise CheckpointError(f"{config_file}: cannot be read as JSON: {error}") from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{config_file}: expected a JSON object, found {type(tree).__name__}")
-    saved = parse_config(tree, str(config_file)).serve
-    return _changed(saved, {name: value for name, value in changes.items() if value is not None})
+    return parse_config(tree, str(config_file))
 
 
 def _checked(checkpoint: Path) -> Path:

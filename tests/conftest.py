@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -72,6 +74,29 @@ def plain_checkpoint(plain_config: Config, plain_data: Data, tmp_path_factory: p
         pass
     directory = tmp_path_factory.mktemp("plain") / "checkpoint"
     checkpoints.save(directory, model, plain_data, ranking.catalogue(model)[1], {"valid": {}})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(plain_config: Config, plain_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same data, untrained, so that its lists are others."""
+    config = plain_config.model_copy(update={"seed": 1})
+    model = checkpoints.new_model(config, plain_data, plain_data.shards(config))
+    model.text.refresh()
+    directory = tmp_path_factory.mktemp("other") / "checkpoint"
+    checkpoints.save(directory, model, plain_data, ranking.catalogue(model)[1], {"valid": {}})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def broken_checkpoint(plain_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole and sealed, but its vectors are no numbers."""
+    directory = tmp_path_factory.mktemp("broken") / "checkpoint"
+    shutil.copytree(plain_checkpoint, directory)
+    vectors = np.load(directory / "item_vectors.npy")
+    np.save(directory / "item_vectors.npy", np.full_like(vectors, np.nan))
+    (directory / "manifest.json").unlink()
+    checkpoints.seal(directory)
     return directory
 
 

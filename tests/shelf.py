@@ -11,7 +11,7 @@ from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Item, Request
-from serve.schema import as_json, events_values, history_values, recommend_values, score_values
+from serve.schema import as_json, events_values, history_values, recommend_values, score_values, similar_values
 from serve.sessions import LiveEvent, joined
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
@@ -61,11 +61,16 @@ class Shelf:
         scored = [Scored(one.item_id, 0.0 if found else None, 0.5 if found else None) for one, found in pairs]
         return as_json(score_values(self.model_version, "history", scored, known.count(False), self.away))
 
-    async def similar(self, item_id: str, request: Request) -> list[Recommended]:
+    async def similar(self, item_id: str, request: Request) -> bytes:
         if item_id not in TITLES:
             raise RequestError(f"item '{item_id}' is not in the catalogue", "item_id", status=404)
         others = [item for item in TITLES if item not in {item_id, *request.deny}][: request.k]
-        return [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
+        items = [Recommended(item, 0.9, place + 1, TITLES[item]) for place, item in enumerate(others)]
+        return as_json(similar_values(self.model_version, item_id, items))
+
+    def versions(self) -> list[dict[str, Any]]:
+        live = {"model_version": self.model_version, "share": 1.0, "since": 1.8e9, "state": "live", "reason": None}
+        return [live]
 
     async def put_items(self, items: Sequence[Item]) -> dict[str, Any]:
         self.items = tuple(items)

@@ -103,7 +103,7 @@ def test_an_item_that_has_gone_does_not_come_out_of_the_cache(plain_checkpoint, 
 
 
 def test_what_a_rule_withholds_does_not_come_out_of_the_cache(plain_checkpoint, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("serve.rules.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("serve.live_file.LOOK_EVERY_S", 0.0)
     rules, audit = tmp_path / "rules.yaml", tmp_path / "withheld.jsonl"
 
     def write(text: str, second: int) -> None:

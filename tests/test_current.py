@@ -15,11 +15,10 @@ from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUna
 from mvrec_core.recommender import Answer, Withheld
 from mvrec_core.requests import Item, Request
 from serve import items as items_module
-from serve import rules as rules_module
 from serve.current import Current
 from serve.items import FileItems, RedisItems
 from serve.redis_client import RedisClient
-from serve.rules import AuditLog, RulesFile
+from serve.rules import AuditLog, rules_file
 
 NEW = Item("新片", {"title": "流浪地球 3", "genres": ["科幻"], "year": 2030}, "新片 (2030)")
 
@@ -150,12 +149,12 @@ def write(path, text, second):
 
 
 def test_rules_are_followed_when_their_file_changes(tmp_path, plain_recommender, monkeypatch, caplog):
-    monkeypatch.setattr(rules_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("serve.live_file.LOOK_EVERY_S", 0.0)
     file = tmp_path / "rules.yaml"
     write(file, "block: [{why: recalled, items: [i03]}]", 1)
 
     async def scenario():
-        current = Current(plain_recommender, FileItems(tmp_path), RulesFile(file))
+        current = Current(plain_recommender, FileItems(tmp_path), rules_file(file))
         assert ids(await current.catch_up(), **ONLY) == []
         await current.put([NEW])
         write(file, "block: [{why: 太新, ranges: {year: {min: 2025}}}]", 2)
@@ -180,10 +179,10 @@ def test_rules_are_followed_when_their_file_changes(tmp_path, plain_recommender,
 def test_rules_that_are_wrong_from_the_start_are_refused(tmp_path, plain_recommender):
     file = tmp_path / "rules.yaml"
     with pytest.raises(ConfigError, match="cannot be read"):
-        RulesFile(file)
+        rules_file(file)
     write(file, "block: [{why: x, categories: {genre: [a]}}]", 1)
     with pytest.raises(ConfigError, match="did you mean 'genres'"):
-        Current(plain_recommender, FileItems(tmp_path), RulesFile(file))
+        Current(plain_recommender, FileItems(tmp_path), rules_file(file))
 
 
 def test_the_audit_log_says_what_was_withheld_and_why(tmp_path):

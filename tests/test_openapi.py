@@ -24,10 +24,11 @@ OPERATIONS = [
     ("DELETE", "/v1/items/{item_id}"),
     ("GET", "/v1/users"),
     ("GET", "/v1/users/{user_id}/history"),
+    ("GET", "/v1/versions"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
 ]
-TAKE_ANYTHING = [("DELETE", "/v1/items/{item_id}"), ("GET", "/health/live"), ("GET", "/health/ready")]
+TAKE_ANYTHING = [("DELETE", "/v1/items/{item_id}"), *OPERATIONS[-3:]]
 OF_THE_CATALOGUE = r"(k|filter\.(categories|ranges)\..*|caps\..*|rating|year)$"
 
 

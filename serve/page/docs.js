@@ -119,7 +119,7 @@ async function start() {
     const api = await (await fetch("/openapi.json")).json();
     const cards = Object.entries(api.paths).flatMap(([path, verbs]) =>
       Object.entries(verbs).map(([verb, operation]) => route(path, verb, operation, api)));
-    main.replaceChildren(element("p", "", `${api.info.title}, model ${api.info.version}. ${api.info.description}`), ...cards);
+    main.replaceChildren(element("p", "", `${api.info.title}, interface ${api.info.version}. ${api.info.description}`), ...cards);
   } catch (error) {
     document.getElementById("status").textContent = `The service did not answer: ${error.message}`;
   }
