@@ -44,6 +44,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-replicas", type=int, metavar="N")
     parser.add_argument("--max-batch-size", type=int, metavar="N", help="requests that are answered together")
     parser.add_argument("--rules", metavar="FILE", help="what must not be recommended, and why; read when it changes")
+    parser.add_argument("--request-log", metavar="FILE", help="a line of JSON for each request, without ids and text")
+    parser.add_argument("--api-keys", metavar="FILE", help="who may ask: keys, one a line; or set MVREC_API_KEYS")
+    parser.add_argument("--deadline-s", type=float, metavar="S", help="of an answer; what cannot keep it is refused")
     parser.add_argument("--batch-wait-s", type=float, metavar="S", help="how long a batch waits to fill")
     parser.add_argument(
         "--redis-url", metavar="URL", help="keep live events, items and answers there: redis://host:6379/0"
@@ -137,12 +140,12 @@ def _shut_down(own_ray: bool) -> None:
 def _deploy(checkpoint: str, settings: ServeConfig, own_ray: bool) -> None:
     from ray import serve
 
-    from serve.app import APP_NAME, TIMEOUT_S, application
+    from serve.app import APP_NAME, application
 
     print(f"Loading {checkpoint} ...", flush=True)
     serve.start(
         proxy_location="HeadOnly" if own_ray else "EveryNode",
-        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 1.5 * TIMEOUT_S},
+        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 1.5 * settings.deadline_s},
     )
     try:
         serve.run(application(checkpoint, settings), name=APP_NAME, route_prefix="/")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from mvrec_core.errors import RequestError
+from mvrec_core.errors import Overloaded, RequestError
 from mvrec_core.recommender import Answer
 from mvrec_core.requests import Request
 
@@ -26,6 +28,7 @@ class Waiting(NamedTuple):
     recommend: Recommend
     request: Request
     future: asyncio.Future[Answer]
+    since: float  # of time.perf_counter()
 
 
 class Batcher:
@@ -33,22 +36,42 @@ class Batcher:
 
     A batch is for one Recommend, so that an answer is of the catalogue and the rules that its caller has seen, also
     while they change. A batch that is not full waits `wait_s` seconds for company. To be used from one event loop.
+
+    deadline_s: who would wait for longer is refused at once; whoever waits should leave by then, which costs nothing
+    heard: is told of each batch how long each of its requests had waited, and how long it took, in seconds
     """
 
-    def __init__(self, executor: Executor, max_size: int, wait_s: float):
+    def __init__(
+        self,
+        executor: Executor,
+        max_size: int,
+        wait_s: float,
+        deadline_s: float = math.inf,
+        heard: Callable[[Sequence[float], float], None] = lambda waits, seconds: None,
+    ):
         self.executor = executor
         self.max_size = max_size
         self.wait_s = wait_s
+        self.deadline_s = deadline_s
+        self._heard = heard
+        self._batch_s = 0.0  # of late
         self._waiting: deque[Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
 
     async def answer(self, recommend: Recommend, request: Request) -> Answer:
-        """The answer to one request; raises what its own part of the batch came to, never a neighbour's."""
+        """The answer to one request; raises what its own part of the batch came to, never a neighbour's. Raises
+        Overloaded where it would wait beyond the deadline."""
+        if (wait_s := self.expected_wait_s()) > self.deadline_s:
+            raise Overloaded(f"{len(self._waiting)} requests wait, which takes {wait_s:.1f} s; try again", wait_s)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(recommend, request, future))
+        self._waiting.append(Waiting(recommend, request, future, time.perf_counter()))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
+
+    def expected_wait_s(self) -> float:
+        """How long a request that came now would wait for its batch; 0 where the next one has room."""
+        return len(self._waiting) // self.max_size * self._batch_s
 
     async def _work(self) -> None:
         while self._waiting:
@@ -70,11 +93,14 @@ class Batcher:
 
     async def _run(self, batch: Sequence[Waiting]) -> None:
         recommend, requests = batch[0].recommend, [one.request for one in batch]
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), time.perf_counter()
         try:
             results = await loop.run_in_executor(self.executor, recommend_each, recommend, requests)
         except Exception as error:  # the executor itself: nobody may wait for an answer that cannot come
             results = [error] * len(batch)
+        seconds = time.perf_counter() - began
+        self._batch_s += 0.2 * (seconds - self._batch_s) if self._batch_s else seconds
+        self._heard([began - one.since for one in batch], seconds)
         for one, result in zip(batch, results, strict=True):
             if one.future.done():  # its client has gone
                 continue

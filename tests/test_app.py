@@ -74,8 +74,8 @@ def test_the_very_next_answer_rests_on_an_event_whoever_gives_it(replicas, plain
 
 def test_an_answer_is_computed_once_until_an_event_comes(replicas):
     client, asked = replicas[0], []
-    answer = client.replica._batcher.answer
-    client.replica._batcher.answer = lambda recommend, request: asked.append(request) or answer(recommend, request)
+    answer = client.replica._explained.answer
+    client.replica._explained.answer = lambda recommend, request: asked.append(request) or answer(recommend, request)
     first = recommend(client, user_id="u003", k=3, explain=True, now=LATER)
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) == first and len(asked) == 1
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER + 40_000) != first and len(asked) == 2

@@ -26,8 +26,10 @@ OPERATIONS = [
     ("GET", "/v1/users/{user_id}/history"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
+    ("GET", "/metrics"),
 ]
 TAKE_ANYTHING = [("DELETE", "/v1/items/{item_id}"), ("GET", "/health/live"), ("GET", "/health/ready")]
+TAKE_ANYTHING += [("GET", "/metrics")]
 OF_THE_CATALOGUE = r"(k|filter\.(categories|ranges)\..*|caps\..*|rating|year)$"
 
 

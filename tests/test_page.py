@@ -80,5 +80,5 @@ def test_an_unknown_user_in_chinese(address, tmp_path):
 
 def test_docs(address, tmp_path):
     page = rendered(f"{address}/docs", tmp_path)
-    assert page.count('class="card route"') == 12
+    assert page.count('class="card route"') == 13
     assert "/v1/recommend" in page and "exclude_seen" in page

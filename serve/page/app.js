@@ -23,11 +23,24 @@ function title(thing) {
   return made;
 }
 
-async function call(path, options) {
-  const response = await fetch(path, options);
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem("key"); // for this tab alone, and only where the service asks for one
+  const headers = { ...options.headers, ...(key && { "x-api-key": key }) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.status === 401 && enterKey(key)) return call(path, options);
   const body = await response.json();
   if (!response.ok) throw Object.assign(new Error(body.error.message), { status: response.status });
   return body;
+}
+
+// Whether there is another key than the one refused: a call beside this one may have asked for it already.
+function enterKey(refused) {
+  if (sessionStorage.getItem("key") === refused) {
+    const given = window.prompt(words().key)?.trim();
+    if (given && !/^[!-~]+$/.test(given)) return false; // no header can hold it
+    if (given) sessionStorage.setItem("key", given);
+  }
+  return sessionStorage.getItem("key") !== refused;
 }
 
 function post(body, signal) {
