@@ -366,7 +366,7 @@ class ServeConfig(Node):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     max_batch_size: int = Field(32, ge=1)
-    batch_wait_s: float = Field(0.002, ge=0)
+    batch_wait_s: float = Field(0.0, ge=0)  # how long a free model waits for company to a first request
     deadline_s: float = Field(10.0, gt=0)  # of an answer; what cannot keep it is refused
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)

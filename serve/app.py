@@ -40,11 +40,10 @@ from serve.watch import RequestLog, Watch
 APP_NAME = "mvrec"
 ADMITTED_BATCHES = 16  # what a replica takes at a time, in full batches; beyond it answers 503
 SPARE_REQUESTS = 64  # pages and health checks, which are not counted above, and the refusals themselves
-CHECK_EVERY_S = 4.0  # a replica's health; Serve replaces it after three failures, so within 30 s
+CHECK_EVERY_S = 3.0  # a replica's health; Serve replaces it after three failures, so within 30 s
 CHECK_WITHIN_S = 5.0  # or its event loop is taken to stand still
 STALLED_S = 12.0  # for so long torch is at one batch only where something is wrong
 SAMPLE_EVERY_S = 0.2  # one answer, for the metrics of views and drift
-COLD_NICENESS = 5  # of the thread for what takes long
 
 T = TypeVar("T")
 
@@ -125,7 +124,7 @@ class Replica:
         self._metrics = Metrics(_replica_name())
         self._sampled = 0.0
         self._thread = TorchThread("torch")
-        self._cold = TorchThread("cold", COLD_NICENESS)
+        self._cold = TorchThread("cold")
         limits = (self.settings.max_batch_size, self.settings.batch_wait_s, self.settings.deadline_s)
         self._batcher = Batcher(self._thread, *limits, heard=self._metrics.batched)
         self._explained = Batcher(self._cold, 1, 0.0, self.settings.deadline_s)

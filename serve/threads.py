@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 
 class TorchThread(ThreadPoolExecutor):
-    """One thread, which does one thing after the other. With `niceness` it gives way to threads without, and so do
-    those that torch starts for it; where the system knows no niceness of threads it does not."""
+    """One thread, which does one thing after the other."""
 
-    def __init__(self, name: str, niceness: int = 0):
-        super().__init__(max_workers=1, thread_name_prefix=name, initializer=_be_nice, initargs=(niceness,))
+    def __init__(self, name: str):
+        super().__init__(max_workers=1, thread_name_prefix=name)
         self._since: float | None = None
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -34,9 +30,3 @@ class TorchThread(ThreadPoolExecutor):
         """For how long it has been at one thing; 0 where it waits for something to do."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
-
-
-def _be_nice(niceness: int) -> None:
-    if niceness:
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

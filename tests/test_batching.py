@@ -123,7 +123,7 @@ def test_an_idle_model_answers_at_once_and_a_busy_one_has_full_batches():
 
 
 def test_how_long_a_thread_has_been_at_one_thing():
-    thread, go_on = TorchThread("torch", niceness=1), threading.Event()
+    thread, go_on = TorchThread("torch"), threading.Event()
     assert thread.busy_s == 0
     blocked = thread.submit(go_on.wait, 5)
     time.sleep(0.05)
