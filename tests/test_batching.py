@@ -91,8 +91,28 @@ def test_who_would_wait_beyond_the_deadline_is_refused_at_once():
     outcome, seconds = asyncio.run(run())
     refused = [one for one in outcome if isinstance(one, tuple)]
     assert 20 <= len(refused) <= 34 and outcome[:4] == [Answer("history", [], k) for k in range(1, 5)]
-    assert all(after < 0.05 for _, after in refused) and all(0.25 < error.retry_after_s < 1 for error, _ in refused)
+    assert all(after < 0.05 for _, after in refused) and all(0.2 < error.retry_after_s < 1 for error, _ in refused)
     assert seconds < 0.6  # none that was taken waited for much longer than the deadline
+
+
+def test_who_can_no_longer_be_answered_in_time_is_refused_before_it_costs_the_model_anything():
+    model = Model(seconds=0.05)
+
+    async def run():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(executor, max_size=8, wait_s=0.0, deadline_s=0.2)
+            first = asyncio.create_task(batcher.answer(model.recommend, Request(k=1)))
+            await asyncio.to_thread(model.busy.wait, 5)
+            late = asyncio.create_task(batcher.answer(model.recommend, Request(k=2)))
+            await asyncio.sleep(0.25)
+            in_time = asyncio.create_task(batcher.answer(model.recommend, Request(k=3)))
+            await asyncio.sleep(0)
+            model.go_on.set()
+            return await asyncio.gather(first, late, in_time, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert model.batches == [[1], [3]] and isinstance(answers[1], Overloaded)
+    assert [answers[place].unknown_items for place in (0, 2)] == [1, 3]
 
 
 def test_an_idle_model_answers_at_once_and_a_busy_one_has_full_batches():
