@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -233,6 +234,16 @@ def test_health_pages_and_interface(client):
     assert client.get("/page/app.js").status_code == 200
     assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
     assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.ray
+def test_a_request_has_its_id_and_is_counted(client):
+    body = {"user_id": "u003", "k": 1}
+    given = client.post("/v1/recommend", json=body, headers={"X-Request-ID": "order-17"})
+    assert given.headers.get_list("x-request-id") == ["order-17"]
+    assert len(client.post("/v1/recommend", json=body).headers["x-request-id"]) >= 16
+    metrics = client.get("/metrics").text
+    assert re.search(r'mvrec_answers_total{[^}]*route="/v1/recommend",rung="history"} [1-9]', metrics)
 
 
 @pytest.mark.ray
