@@ -117,7 +117,7 @@ class Replica:
 
     def __init__(self, checkpoint: str, settings: dict[str, Any]):
         self.settings = ServeConfig.model_validate(settings)
-        self.keys = read_keys(self.settings.api_keys)
+        self.keys: Sequence[str] = read_keys(self.settings.api_keys)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
         recommender = Recommender.load(checkpoint, device="cpu")
         self.model_version = recommender.model_version

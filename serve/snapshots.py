@@ -91,9 +91,11 @@ class RedisSnapshots:
         await self.redis.call(write)
 
     async def others(self, replica: str) -> list[Values]:
-        rows: dict[bytes, bytes] = await self.redis.call(lambda redis: redis.hgetall(self._key))
+        async def read(redis: Any) -> dict[bytes, bytes]:
+            return await redis.hgetall(self._key)
+
         found = []
-        for name, text in sorted(rows.items()):
+        for name, text in sorted((await self.redis.call(read)).items()):
             values = _fresh(text)
             if values is None:
                 await self._forget(name)
