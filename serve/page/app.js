@@ -25,22 +25,11 @@ function title(thing) {
 
 async function call(path, options = {}) {
   const key = sessionStorage.getItem("key"); // for this tab alone, and only where the service asks for one
-  const headers = { ...options.headers, ...(key && { "x-api-key": key }) };
-  const response = await fetch(path, { ...options, headers });
-  if (response.status === 401 && enterKey(key)) return call(path, options);
+  const response = await fetch(path, { ...options, headers: { ...options.headers, ...(key && { "x-api-key": key }) } });
+  if (response.status === 401) $("locked").hidden = false;
   const body = await response.json();
   if (!response.ok) throw Object.assign(new Error(body.error.message), { status: response.status });
   return body;
-}
-
-// Whether there is another key than the one refused: a call beside this one may have asked for it already.
-function enterKey(refused) {
-  if (sessionStorage.getItem("key") === refused) {
-    const given = window.prompt(words().key)?.trim();
-    if (given && !/^[!-~]+$/.test(given)) return false; // no header can hold it
-    if (given) sessionStorage.setItem("key", given);
-  }
-  return sessionStorage.getItem("key") !== refused;
 }
 
 function post(body, signal) {
@@ -218,6 +207,7 @@ async function start() {
   });
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
+    if ($("key").value) sessionStorage.setItem("key", $("key").value.trim());
     ask();
   });
   $("k").addEventListener("change", ask);
