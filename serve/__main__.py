@@ -20,6 +20,7 @@ from typing import Any
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from serve.ingress import check_port, prepare_environment
+from serve.keys import read_keys
 from serve.settings import serve_settings
 
 REACHABLE_WITHIN_S = 30.0
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = serve_settings(checkpoint, given)
         if own_ray:  # elsewhere ports and environment are those of the cluster's nodes
+            read_keys(settings.api_keys)  # what is wrong with them shows here, at once
             check_port(settings.host, settings.port)
             folder = prepare_environment(settings.port)
             if folder is None:

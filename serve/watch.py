@@ -61,7 +61,7 @@ class Watch:
         if self._snapshots is not None:
             with suppress(StateUnavailable):
                 others = await self._snapshots.others(self.metrics.replica)
-        return page([self.metrics.values(), *others])
+        return await asyncio.to_thread(page, [self.metrics.values(), *others])  # 1 ms a replica
 
     @asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:

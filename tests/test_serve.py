@@ -258,6 +258,12 @@ def test_what_is_not_a_checkpoint_is_one_sentence(tmp_path):
 
 
 @pytest.mark.ray
+def test_keys_that_cannot_be_read_are_one_sentence_without_them(checkpoint):
+    error = refused(checkpoint, "--port", str(free_port()), "--api-keys", "a-key-in-place-of-a-file")
+    assert "serve.api_keys cannot be read: FileNotFoundError" in error and "a-key" not in error
+
+
+@pytest.mark.ray
 def test_the_deploy_file_builds_the_application(checkpoint):
     config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
     (application,) = ServeDeploySchema.model_validate(config).applications
