@@ -225,7 +225,7 @@ class Replica:
             self._cold.submit(self._observe, recommender, request, answer)
 
     def _observe(self, recommender: Recommender, request: Request, answer: Answer) -> None:
-        version, reference = self.model_version, recommender.reference
+        version, reference = recommender.model_version, recommender.reference
         self._metrics.used(version, reference, recommender.view_use(request))
         if answer.items and answer.rung != "popularity" and as_the_reference(request):
             best = max(item.score for item in answer.items)
