@@ -9,6 +9,7 @@ items.parquet        the catalogue in index order
 item_vectors.npy     float32 [N, D], unit vectors; rows PAD and UNKNOWN are zero
 users.parquet        histories and profiles, a row a user
 metrics.json         validation metrics of this model
+reference.json       scores and view weights of validation users, to measure drift by; where there were such users
 manifest.json        format version, model version, sha256 of each file
 """
 
@@ -31,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from mvrec_core import graph
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.config import Config, parse_config
+from mvrec_core.drift import Reference
 from mvrec_core.errors import CheckpointError, MVRecError
 from mvrec_core.features import Fitted
 from mvrec_core.model import MVRec
@@ -64,6 +66,7 @@ class Checkpoint:
     data: Data
     item_vectors: torch.Tensor  # [N, D]
     model_version: str
+    reference: Reference | None = None
 
 
 def new_model(config: Config, data: Data, shards: Shards, before: int = VALID) -> MVRec:
@@ -87,6 +90,7 @@ def save(
     item_vectors: torch.Tensor,
     metrics: dict,
     users: Iterable[pa.Table] | None = None,
+    reference: Reference | None = None,
 ) -> None:
     """Writes aside, the manifest last, then renames: a reader sees the whole directory or none.
 
@@ -104,7 +108,8 @@ def save(
         model.text.save(aside / "text_encoder")
         text = config.model.text.model_copy(update={"path": "text_encoder", "tune": "frozen", "save": "whole"})
         config = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
-    (aside / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
+    without = {"serve": {"api_keys"}}  # a path, unless somebody has mistaken it for the key
+    (aside / "config.json").write_text(config.model_dump_json(indent=1, exclude=without), encoding="utf-8")
     save_file(_weights(model), aside / "model.safetensors")
     (aside / "fitted.json").write_text(data.fitted.to_json(), encoding="utf-8")
     pq.write_table(data.catalog.table, aside / "items.parquet")
@@ -113,6 +118,8 @@ def save(
         for table in [data.users] if users is None else users:
             writer.write_table(table)
     (aside / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    if reference is not None:
+        reference.save(aside / "reference.json")
     seal(aside)
     aside.rename(directory)
 
@@ -162,6 +169,7 @@ def load(directory: str | Path, device: str = "cpu") -> Checkpoint:
         data = Data(catalog, Fitted.load(directory / "fitted.json"), pq.read_table(directory / "users.parquet"))
         model = MVRec(config, catalog, data.fitted, torch.zeros(FIRST + len(catalog)))
         load_weights(model, load_file(directory / "model.safetensors"))
+        reference = Reference.load(directory / "reference.json") if "reference.json" in manifest["files"] else None
     except (RuntimeError, KeyError, pa.ArrowInvalid) as error:
         raise CheckpointError(
             f"{directory}: does not fit this version of mvrec: {str(error).splitlines()[0]}"
@@ -169,7 +177,8 @@ def load(directory: str | Path, device: str = "cpu") -> Checkpoint:
     except MVRecError as error:
         raise CheckpointError(str(error)) from None
     vectors = torch.from_numpy(np.load(directory / "item_vectors.npy"))
-    return Checkpoint(config, model.to(device).eval(), data, vectors.to(device), manifest["model_version"])
+    model = model.to(device).eval()
+    return Checkpoint(config, model, data, vectors.to(device), manifest["model_version"], reference)
 
 
 def load_weights(model: MVRec, weights: dict[str, torch.Tensor]) -> None:

@@ -378,7 +378,8 @@ class ServeConfig(Node):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     max_batch_size: int = Field(32, ge=1)
-    batch_wait_s: float = Field(0.002, ge=0)
+    batch_wait_s: float = Field(0.0, ge=0)  # how long a free model waits for company to a first request
+    deadline_s: float = Field(10.0, gt=0)  # of an answer; what cannot keep it is refused
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)
     threads: int = Field(1, ge=1)  # of torch a replica
@@ -393,6 +394,8 @@ class ServeConfig(Node):
     cache_ttl_s: float = Field(600.0, ge=1)
     rules: str | None = None  # a YAML file of what must not be recommended, read again when it changes
     audit: str | None = None  # where lines of JSON say what rules withheld; None: withheld.jsonl in state_dir
+    request_log: str | None = None  # where a line of JSON tells each request, without ids and text; None: nowhere
+    api_keys: str | None = None  # a file of keys, one a line; None: those of MVREC_API_KEYS, or everybody may ask
 
 
 class Config(Node):

@@ -6,7 +6,8 @@ MVRecError              anything a command turns into one line and a non-zero ex
 ├── CheckpointError     a checkpoint directory: missing, damaged, of another version
 ├── RequestError        a request for recommendations; it also names the offending field
 └── ResourceError       what the machine or the cluster lacks: cores, a port, a device
-    └── StateUnavailable    the store of live events and items, which may be back the next moment
+    ├── StateUnavailable    the store of live events and items, which may be back the next moment
+    └── Overloaded          time: more is asked than can be answered before its deadline
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ class ResourceError(MVRecError):
 
 class StateUnavailable(ResourceError):
     pass
+
+
+class Overloaded(ResourceError):
+    """`retry_after_s`: when it may be better."""
+
+    def __init__(self, message: str, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

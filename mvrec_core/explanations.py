@@ -212,16 +212,34 @@ def mean_item(views: ItemViews) -> Tensor:
     return (views.z * there_NK1).sum(0) / there_NK1.sum(0).clamp(min=1)
 
 
+@dataclass(frozen=True)
+class ViewUse:
+    """Of one history's steps, by item- and event-level view: the mean weight, and the share of steps that lack the
+    view. Both are {} where there is no step."""
+
+    weights: dict[str, float]
+    missing: dict[str, float]
+
+
 @torch.no_grad()
-def user_weights(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> list[dict[str, float]]:
-    """The mean view weights W_t of each example's steps, of item- and event-level views; {} where there is no step."""
+def view_use(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> list[ViewUse]:
+    """What each example's steps make of the views. A view that is not there has no weight, and one that is has some."""
     model.eval()
     batch = collate(histories, examples).to(views.z.device)
     weight_BLK = model.step_weights(batch, views, batch.item)
     names = (model.item_view_names + model.event_view_names)[: weight_BLK.shape[-1]]
-    steps_B1 = (weight_BLK.sum(-1) > 0).sum(1, keepdim=True)
+    step_BL = weight_BLK.sum(-1) > 0
+    steps_B1 = step_BL.sum(1, keepdim=True)
     mean_BK = weight_BLK.sum(1) / steps_B1.clamp(min=1)
+    lack_BK = ((weight_BLK == 0) & step_BL[..., None]).sum(1) / steps_B1.clamp(min=1)
     return [
-        dict(zip(names, row.tolist(), strict=True)) if steps else {}
-        for row, steps in zip(mean_BK, steps_B1[:, 0].tolist(), strict=True)
+        ViewUse(dict(zip(names, mean.tolist(), strict=True)), dict(zip(names, lack.tolist(), strict=True)))
+        if steps
+        else ViewUse({}, {})
+        for mean, lack, steps in zip(mean_BK, lack_BK, steps_B1[:, 0].tolist(), strict=True)
     ]
+
+
+def user_weights(model: MVRec, histories: Histories, examples: Examples, views: ItemViews) -> list[dict[str, float]]:
+    """The mean view weights W_t of each example's steps, of item- and event-level views; {} where there is no step."""
+    return [use.weights for use in view_use(model, histories, examples, views)]

@@ -20,7 +20,7 @@ from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
 from mvrec_core.diversity import pick
 from mvrec_core.errors import ConfigError, RequestError
-from mvrec_core.explanations import Explainer, Explanation, user_weights
+from mvrec_core.explanations import Explainer, Explanation, ViewUse, user_weights, view_use
 from mvrec_core.index import NOTHING, TopK, best, top_k
 from mvrec_core.live_items import Items, encode
 from mvrec_core.masking import hide_histories, hide_items
@@ -111,6 +111,7 @@ class Recommender:
     def __init__(self, loaded: checkpoint.Checkpoint):
         self.config: Config = loaded.config
         self.model_version = loaded.model_version
+        self.reference = loaded.reference  # None in checkpoints of earlier versions
         self.items_version = 0
         self._rules = Rules()
         self._model = loaded.model
@@ -265,6 +266,14 @@ class Recommender:
     def unknown_items(self, events: Sequence[Event]) -> int:
         """How many of the events are of no item of the catalogue. Raises RequestError for one that cannot be read."""
         return int((read_events(self.config, self._data, [events]).item < FIRST).sum())
+
+    def view_use(self, request: Request) -> ViewUse:
+        """What the model makes of the views in a request's history, user-level views included among the missing.
+        Raises RequestError."""
+        histories, _ = self._users([self._with_live(request)])
+        use = view_use(self._model, histories, live_examples(histories, self._max_len), self._views)[0]
+        profile = {name: float(not self._present(values[0]).any()) for name, values in histories.user.items()}
+        return replace(use, missing=use.missing | profile)
 
     def users(self, prefix: str, limit: int) -> list[str]:
         """Stored users whose id starts with a prefix, at most `limit`, in stored order."""

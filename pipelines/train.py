@@ -23,6 +23,7 @@ from mvrec_core import checkpoint, pretraining, ranking, training
 from mvrec_core.config import Config, parse_config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
+from mvrec_core.reference import reference
 from mvrec_core.resume import States
 from mvrec_core.sequences import TEST, VALID
 from mvrec_core.shards import Shards
@@ -227,8 +228,9 @@ def _worker(settings: dict[str, Any]) -> None:
             vectors = ranking.catalogue(model)[1]
             told = {"seed": config.seed, "init": config.train.init}
             users = datasets.users(config)  # with test events, which are for serving; training never saw them
-            checkpoint.save(Path(folder) / "checkpoint", model, data, vectors, {**metrics, **told}, users)
-            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+            target, seen = Path(folder) / "checkpoint", reference(model, shards, config)
+            checkpoint.save(target, model, data, vectors, {**metrics, **told}, users, seen)
+            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(str(target)))
 
 
 def _new_model(config: Config, data: checkpoint.Data, shards: Shards, before: int = VALID) -> MVRec:

@@ -21,6 +21,7 @@ from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from serve.alias import read_alias
 from serve.ingress import check_port, prepare_environment
+from serve.keys import read_keys
 from serve.settings import serve_settings
 
 REACHABLE_WITHIN_S = 30.0
@@ -47,6 +48,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-replicas", type=int, metavar="N")
     parser.add_argument("--max-batch-size", type=int, metavar="N", help="requests that are answered together")
     parser.add_argument("--rules", metavar="FILE", help="what must not be recommended, and why; read when it changes")
+    parser.add_argument("--request-log", metavar="FILE", help="a line of JSON for each request, without ids and text")
+    parser.add_argument("--api-keys", metavar="FILE", help="who may ask: keys, one a line; or set MVREC_API_KEYS")
+    parser.add_argument("--deadline-s", type=float, metavar="S", help="of an answer; what cannot keep it is refused")
     parser.add_argument("--batch-wait-s", type=float, metavar="S", help="how long a batch waits to fill")
     parser.add_argument(
         "--redis-url", metavar="URL", help="keep live events, items and answers there: redis://host:6379/0"
@@ -67,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = serve_settings(checkpoint or read_alias(Path(alias)).main.checkpoint, given)
         if own_ray:  # elsewhere ports and environment are those of the cluster's nodes
+            read_keys(settings.api_keys)  # what is wrong with them shows here, at once
             check_port(settings.host, settings.port)
             folder = prepare_environment(settings.port)
             if folder is None:
@@ -140,12 +145,12 @@ def _shut_down(own_ray: bool) -> None:
 def _deploy(served: str, settings: ServeConfig, own_ray: bool) -> None:
     from ray import serve
 
-    from serve.app import APP_NAME, TIMEOUT_S, application
+    from serve.app import APP_NAME, application
 
     print(f"Loading {served} ...", flush=True)
     serve.start(
         proxy_location="HeadOnly" if own_ray else "EveryNode",
-        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 1.5 * TIMEOUT_S},
+        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 1.5 * settings.deadline_s},
     )
     try:
         serve.run(application(served, settings), name=APP_NAME, route_prefix="/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Lifespan
 
-from mvrec_core.errors import RequestError, StateUnavailable
+from mvrec_core.errors import Overloaded, RequestError, StateUnavailable
 from mvrec_core.requests import Candidate, Item, Request
+from serve.keys import Keys, describe
 from serve.limits import Limits
+from serve.metrics import CONTENT_TYPE
 from serve.schema import (
     MAX_ITEMS,
     ErrorAnswer,
@@ -42,6 +45,7 @@ from serve.schema import (
     explain,
 )
 from serve.sessions import LiveEvent
+from serve.watch import Watch, Watching
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {  # the page needs nothing from elsewhere and runs no script but its own
@@ -71,7 +75,10 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 class Backend(Protocol):
     """What the routes call. Answers about users come as JSON, since they are kept as such. A RequestError becomes the
-    HTTP answer that it names, a StateUnavailable becomes 503."""
+    HTTP answer that it names, a StateUnavailable or Overloaded becomes 503."""
+
+    watch: Watch
+    keys: Sequence[str]  # one of which a request has to carry; none: it need not
 
     @property
     def model_version(self) -> str: ...
@@ -120,12 +127,18 @@ def create_api(
         redoc_url=None,
     )
     api.add_middleware(Limits, max_in_flight=max_in_flight, timeout_s=timeout_s)
+    if backend.keys:
+        api.add_middleware(Keys, keys=backend.keys)
+    api.add_middleware(Watching, watch=backend.watch)  # the last one is the outermost
     _answer_errors(api)
     _add_model_routes(api, backend)
     _add_item_routes(api, backend)
     _add_user_routes(api, backend)
     _add_health_routes(api, backend)
     _add_pages(api)
+    if backend.keys:
+        described = describe(api.openapi())
+        api.openapi = lambda: described  # type: ignore[method-assign]
     return api
 
 
@@ -133,8 +146,9 @@ def _add_model_routes(api: FastAPI, backend: Backend) -> None:
     strangers: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}  # versions, items
 
     @api.post("/v1/recommend", response_model=RecommendAnswer, responses=strangers)
-    async def recommend(body: RecommendBody) -> Response:
+    async def recommend(body: RecommendBody, http: HttpRequest) -> Response:
         """The k best items for a user, best first."""
+        http.scope["k"] = body.k
         return JSON(await backend.recommend(body.request()))
 
     @api.post("/v1/score", response_model=ScoreAnswer, responses=strangers)
@@ -209,6 +223,11 @@ def _add_health_routes(api: FastAPI, backend: Backend) -> None:
         """The model is loaded."""
         return JSON({"status": "ready", "model_version": backend.model_version, "items": backend.n_items})
 
+    @api.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus: the metrics of all replicas, whichever answers."""
+        return Response(await backend.watch.page(), headers={"content-type": CONTENT_TYPE})
+
 
 def _add_pages(api: FastAPI) -> None:
     async def index(_: HttpRequest) -> Response:
@@ -232,6 +251,10 @@ def _answer_errors(api: FastAPI) -> None:
     @api.exception_handler(StateUnavailable)
     async def state_unavailable(_: HttpRequest, error: StateUnavailable) -> Response:
         return JSON(error_values("state_unavailable", str(error)), 503, {"retry-after": "1"})
+
+    @api.exception_handler(Overloaded)
+    async def overloaded(_: HttpRequest, error: Overloaded) -> Response:
+        return JSON(error_values("overloaded", str(error)), 503, {"retry-after": str(math.ceil(error.retry_after_s))})
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,19 @@ import torch
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from mvrec_core.config import ServeConfig
-from mvrec_core.errors import ConfigError, RequestError, StateUnavailable
+from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUnavailable
+from mvrec_core.recommender import Answer, Recommender
 from mvrec_core.requests import Candidate, Item, Request, digest
 from serve.alias import read_alias
 from serve.api import create_api
 from serve.batching import Batcher
 from serve.cache import Cache
 from serve.items import open_items
+from serve.keys import read_keys
+from serve.metrics import Metrics
 from serve.redis_client import RedisClient
 from serve.rules import AuditLog, rules_file
 from serve.schema import (
@@ -36,12 +42,18 @@ from serve.schema import (
 )
 from serve.sessions import LiveEvent, live_events, open_sessions
 from serve.settings import serve_settings
+from serve.snapshots import open_snapshots
+from serve.threads import TorchThread
 from serve.versions import Versions, open_served
+from serve.watch import RequestLog, Watch
 
 APP_NAME = "mvrec"
 ADMITTED_BATCHES = 16  # what a replica takes at a time, in full batches; beyond it answers 503
 SPARE_REQUESTS = 64  # pages and health checks, which are not counted above, and the refusals themselves
-TIMEOUT_S = 10.0  # of an answer; Serve's own, which answers in plain text, is longer and only a net
+CHECK_EVERY_S = 3.0  # a replica's health; Serve replaces it after three failures, so within 30 s
+CHECK_WITHIN_S = 5.0  # or its event loop is taken to stand still
+STALLED_S = 12.0  # for so long torch is at one batch only where something is wrong
+SAMPLE_EVERY_S = 0.2  # one answer, for the metrics of views and drift
 
 T = TypeVar("T")
 
@@ -58,6 +70,7 @@ class BuildArgs(BaseModel):
     max_replicas: int | None = None
     max_batch_size: int | None = None
     batch_wait_s: float | None = None
+    deadline_s: float | None = None
     redis_url: str | None = None
     state_dir: str | None = None
     live_events: int | None = None
@@ -67,6 +80,8 @@ class BuildArgs(BaseModel):
     cache_ttl_s: float | None = None
     rules: str | None = None
     audit: str | None = None
+    request_log: str | None = None
+    api_keys: str | None = None
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -87,6 +102,8 @@ def application(served: str, settings: ServeConfig) -> serve.Application:
     state = Path(settings.state_dir or path.parent / "state").resolve()
     rules = None if settings.rules is None else str(Path(settings.rules).resolve())
     audit = str(Path(settings.audit or state / "withheld.jsonl").resolve())
+    log = None if settings.request_log is None else str(Path(settings.request_log).resolve())
+    keys = None if settings.api_keys is None else str(Path(settings.api_keys).resolve())
     deployment = serve.deployment(
         name="Replica",
         ray_actor_options={"num_cpus": settings.threads},
@@ -99,27 +116,35 @@ def application(served: str, settings: ServeConfig) -> serve.Application:
         },
         max_constructor_retry_count=2,  # a damaged checkpoint stays damaged
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=TIMEOUT_S,
+        graceful_shutdown_timeout_s=settings.deadline_s,
+        health_check_period_s=CHECK_EVERY_S,
+        health_check_timeout_s=CHECK_WITHIN_S,
     )
-    return deployment(serve.ingress()(Replica)).bind(
-        str(path), {**settings.model_dump(), "state_dir": str(state), "rules": rules, "audit": audit}
-    )
+    files = {"state_dir": str(state), "rules": rules, "audit": audit, "request_log": log, "api_keys": keys}
+    return deployment(serve.ingress()(Replica)).bind(str(path), settings.model_dump() | files)
 
 
 class Replica:
     """The Recommenders of the moment behind the routes, with the live events of users, and answers that are remembered.
 
     Each answer is made by one Recommender: of one version, the newest as it begins. Torch runs in one thread of its
-    own, so the event loop never waits for it.
+    own, so the event loop never waits for it, and in another one for what the answers of others should not wait for:
+    explanations, texts of new candidates, samples for the metrics.
     """
 
     def __init__(self, served: str, settings: dict[str, Any]):
         self.settings = ServeConfig.model_validate(settings)
+        self.keys: Sequence[str] = read_keys(self.settings.api_keys)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
         self._follows = Path(served).is_file()
         alias = open_served(Path(served))
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
-        self._batcher = Batcher(self._thread, self.settings.max_batch_size, self.settings.batch_wait_s)
+        self._metrics = Metrics(_replica_name())
+        self._sampled = 0.0
+        self._thread = TorchThread("torch")
+        self._cold = TorchThread("cold")
+        limits = (self.settings.max_batch_size, self.settings.batch_wait_s, self.settings.deadline_s)
+        self._batcher = Batcher(self._thread, *limits, heard=self._metrics.batched)
+        self._explained = Batcher(self._cold, 1, 0.0, self.settings.deadline_s)
         run = alias.value.name
         redis = RedisClient(self.settings.redis_url) if self.settings.redis_url else None
         rules, audit = self.settings.rules, self.settings.audit
@@ -128,18 +153,30 @@ class Replica:
         self._audit = AuditLog(Path(audit)) if rules and audit else None
         self._sessions = open_sessions(self.settings, run, redis)
         cached = int(self.settings.cache_mb * 2**20)
-        self._cache = Cache(cached, self.settings.cache_ttl_s, redis if cached else None, run)
+        self._cache = Cache(cached, self.settings.cache_ttl_s, redis if cached else None, run, self._metrics.looked_up)
+        log = self.settings.request_log
+        self.watch = Watch(
+            self._metrics, open_snapshots(self.settings, run, redis), RequestLog(Path(log)) if log else None
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self, ADMITTED_BATCHES * self.settings.max_batch_size, TIMEOUT_S, self._following)
+        return create_api(
+            self, ADMITTED_BATCHES * self.settings.max_batch_size, self.settings.deadline_s, self._running
+        )
 
     @asynccontextmanager
-    async def _following(self, _: FastAPI) -> AsyncIterator[None]:
+    async def _running(self, api: FastAPI) -> AsyncIterator[None]:
         """While the application runs."""
         following = asyncio.create_task(self._versions.follow()) if self._follows else None
-        yield
+        async with self.watch.running(api):
+            yield
         if following is not None:
             following.cancel()
+
+    async def check_health(self) -> None:
+        """Ray Serve asks, and replaces a replica that fails three times or does not answer. Raises ResourceError."""
+        if self._thread.busy_s > STALLED_S:
+            raise ResourceError(f"the model has been at one batch for {self._thread.busy_s:.0f} s")
 
     @property
     def model_version(self) -> str:
@@ -153,11 +190,15 @@ class Replica:
         return self._versions.values()
 
     async def recommend(self, request: Request) -> bytes:
-        recommender = await self._versions.of(request).catch_up()
-        row, degraded = await self._row(request.user_id)
+        with self._metrics.state.time():
+            recommender = await self._versions.of(request).catch_up()
+            row, degraded = await self._row(request.user_id)
 
         async def answer() -> bytes:
-            found = await self._batcher.answer(recommender.recommend, replace(request, live=live_events(row)))
+            asked = replace(request, live=live_events(row))
+            batcher = self._explained if asked.explain else self._batcher
+            found = await batcher.answer(recommender.recommend, asked)
+            self._sample(recommender, asked, found)
             if self._audit is not None:
                 self._audit.write(found, recommender.model_version)
             self._versions.record(request)
@@ -168,7 +209,9 @@ class Replica:
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
         recommender = await self._versions.of(request).catch_up()
         row, degraded = await self._row(request.user_id)
-        scored = await self._in_thread(recommender.score, replace(request, live=live_events(row)), candidates)
+        new = any(candidate.features is not None for candidate in candidates)
+        asked = replace(request, live=live_events(row))
+        scored = await self._in_thread(recommender.score, asked, candidates, thread=self._cold if new else self._thread)
         return as_json(score_values(recommender.model_version, *scored, degraded))
 
     async def similar(self, item_id: str, request: Request) -> bytes:
@@ -213,5 +256,31 @@ class Replica:
         except StateUnavailable:
             return "", True
 
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    def _sample(self, recommender: Recommender, request: Request, answer: Answer) -> None:
+        """Now and then, what an answer says of views and drift."""
+        if (now := time.monotonic()) - self._sampled >= SAMPLE_EVERY_S:
+            self._sampled = now
+            self._cold.submit(self._observe, recommender, request, answer)
+
+    def _observe(self, recommender: Recommender, request: Request, answer: Answer) -> None:
+        version, reference = recommender.model_version, recommender.reference
+        self._metrics.used(version, reference, recommender.view_use(request))
+        if answer.items and answer.rung != "popularity" and as_the_reference(request):
+            best = max(item.score for item in answer.items)
+            self._metrics.scored(version, reference, best, request.now is not None)
+        self._metrics.items.labels(version).set(recommender.n_items)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any, thread: Executor | None = None) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread or self._thread, function, *args)
+
+
+def as_the_reference(request: Request) -> bool:
+    """Whether the best item of its answer may be any but those of the history, as with the checkpoint's reference."""
+    return request.exclude_seen and request.allow is None and not (request.deny or request.where)
+
+
+def _replica_name() -> str:
+    try:
+        return serve.get_replica_context().replica_id.unique_id
+    except RayServeException:  # a test
+        return uuid.uuid4().hex[:8]

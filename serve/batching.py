@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from mvrec_core.errors import RequestError
+from mvrec_core.errors import Overloaded, RequestError
 from mvrec_core.recommender import Answer
 from mvrec_core.requests import Request
+
+MARGIN = 0.8  # of the deadline, within which an answer has to be expected: one batch takes longer than another
 
 Recommend = Callable[[Sequence[Request]], Sequence[Answer | RequestError]]
 
@@ -26,6 +30,7 @@ class Waiting(NamedTuple):
     recommend: Recommend
     request: Request
     future: asyncio.Future[Answer]
+    since: float  # of time.perf_counter()
 
 
 class Batcher:
@@ -33,22 +38,49 @@ class Batcher:
 
     A batch is for one Recommend, so that an answer is of the catalogue and the rules that its caller has seen, also
     while they change. A batch that is not full waits `wait_s` seconds for company. To be used from one event loop.
+
+    deadline_s: of an answer, from the request on. Who cannot have it by then is refused: at once where a full batch
+    waits already, or else when the batch begins, before it costs the model anything
+    heard: is told of each batch how long each of its requests had waited, and how long it took, in seconds
     """
 
-    def __init__(self, executor: Executor, max_size: int, wait_s: float):
+    def __init__(
+        self,
+        executor: Executor,
+        max_size: int,
+        wait_s: float,
+        deadline_s: float = math.inf,
+        heard: Callable[[Sequence[float], float], None] = lambda waits, seconds: None,
+    ):
         self.executor = executor
         self.max_size = max_size
         self.wait_s = wait_s
+        self.deadline_s = deadline_s
+        self._heard = heard
+        self._batch_s = 0.0  # what a batch takes of late
+        self._began = -math.inf  # the last one
         self._waiting: deque[Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
 
     async def answer(self, recommend: Recommend, request: Request) -> Answer:
-        """The answer to one request; raises what its own part of the batch came to, never a neighbour's."""
+        """The answer to one request; raises what its own part of the batch came to, never a neighbour's. Raises
+        Overloaded where it would come after the deadline."""
+        if len(self._waiting) >= self.max_size and self.expected_s() > MARGIN * self.deadline_s:
+            raise self._overloaded()
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(recommend, request, future))
+        self._waiting.append(Waiting(recommend, request, future, time.perf_counter()))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
+
+    def expected_s(self) -> float:
+        """When a request that came now would be answered: after the batch under way, and all that wait before it."""
+        rest = max(0.0, self._began + self._batch_s - time.perf_counter())
+        return rest + (len(self._waiting) // self.max_size + 1) * self._batch_s
+
+    def _overloaded(self) -> Overloaded:
+        wait_s = self.expected_s()
+        return Overloaded(f"{len(self._waiting)} requests wait, and an answer takes {wait_s:.1f} s; try again", wait_s)
 
     async def _work(self) -> None:
         while self._waiting:
@@ -58,25 +90,36 @@ class Batcher:
                 await self._run(batch)
 
     def _take(self) -> list[Waiting]:
-        """The oldest requests that somebody still waits for, of the first one's Recommend; the others stay in order."""
+        """The oldest requests that somebody still waits for and can have in time, of the first one's Recommend; the
+        others stay in order."""
         batch: list[Waiting] = []
         others: list[Waiting] = []
+        # half at most, or a single slow batch would have all others refused
+        oldest = time.perf_counter() + min(self._batch_s, self.deadline_s / 2) - self.deadline_s
         while self._waiting and len(batch) < self.max_size:
             one = self._waiting.popleft()
-            if batch and one.recommend != batch[0].recommend:
+            if one.future.done():
+                continue
+            if one.since < oldest:
+                one.future.set_exception(self._overloaded())
+            elif batch and one.recommend != batch[0].recommend:
                 others.append(one)
-            elif not one.future.done():
+            else:
                 batch.append(one)
         self._waiting.extendleft(reversed(others))
         return batch
 
     async def _run(self, batch: Sequence[Waiting]) -> None:
         recommend, requests = batch[0].recommend, [one.request for one in batch]
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), time.perf_counter()
+        self._began = began
         try:
             results = await loop.run_in_executor(self.executor, recommend_each, recommend, requests)
         except Exception as error:  # the executor itself: nobody may wait for an answer that cannot come
             results = [error] * len(batch)
+        seconds = time.perf_counter() - began
+        self._batch_s += 0.2 * (seconds - self._batch_s) if self._batch_s else seconds
+        self._heard([began - one.since for one in batch], seconds)
         for one, result in zip(batch, results, strict=True):
             if one.future.done():  # its client has gone
                 continue

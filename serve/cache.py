@@ -19,11 +19,22 @@ LONGEST_IN_REDIS = 2**16  # bytes
 class Cache:
     """At most `max_bytes` of values, those used last, each for at most `ttl_s` seconds. To be used from one event loop.
 
+    heard: is told of each look-up: "near" or "far" (Redis) where it was found, "joined" where another one is already
+    computing it, "miss"
+
     A key has to change with everything that the value rests on: nothing is ever taken back.
     """
 
-    def __init__(self, max_bytes: int, ttl_s: float, redis: RedisClient | None = None, run: str = ""):
+    def __init__(
+        self,
+        max_bytes: int,
+        ttl_s: float,
+        redis: RedisClient | None = None,
+        run: str = "",
+        heard: Callable[[str], None] = lambda result: None,
+    ):
         self.ttl_s = ttl_s
+        self._heard = heard
         self._near: TTLCache[bytes, bytes] = TTLCache(max_bytes, ttl_s, getsizeof=lambda value: len(value) + KEY_BYTES)
         self._redis = redis
         self._prefix = f"mvrec:{run}:answer:"
@@ -33,9 +44,12 @@ class Cache:
         """The value of a key of 16 bytes or more. Who asks while it is being computed waits for the same computation,
         which ends when nobody waits any more. Raises what `compute` raises, and remembers no error."""
         if (value := self._near.get(key)) is not None:
+            self._heard("near")
             return value
         flight = self._flights.get(key)
-        if flight is None:
+        if flight is not None:
+            self._heard("joined")
+        else:
             flight = self._flights[key] = _Flight(asyncio.create_task(self._fetch(key, compute)))
         flight.waiting += 1
         try:
@@ -48,6 +62,7 @@ class Cache:
 
     async def _fetch(self, key: bytes, compute: Callable[[], Awaitable[bytes]]) -> bytes:
         value = await self._far(key)
+        self._heard("miss" if value is None else "far")
         if value is None:
             value = await compute()
             await self._keep_far(key, value)

@@ -7,12 +7,11 @@ content type says, because `curl -d` without a header calls it a form.
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.schema import error_values
+from serve.schema import as_json, error_values
 
 MAX_BODY = 1_000_000  # bytes
 
@@ -63,7 +62,8 @@ class Limits:
         except TimeoutError:
             if started:
                 raise
-            await _refuse(send, 503, error_values("timeout", f"no answer within {self.timeout_s:g} s; try again"), {})
+            message = f"no answer within {self.timeout_s:g} s; try again"
+            await _refuse(send, 503, error_values("timeout", message), {"retry-after": "1"})
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes:
@@ -99,12 +99,14 @@ class _Replay:
 
 
 def _as_json(scope: Scope) -> Scope:
+    """In place, since whoever stands outside learns from the scope which route it was."""
     headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-    return {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+    scope["headers"] = [*headers, (b"content-type", b"application/json")]
+    return scope
 
 
 async def _refuse(send: Send, status: int, values: dict[str, Any], headers: dict[str, str]) -> None:
-    body = json.dumps(values, ensure_ascii=False).encode("utf-8")
+    body = as_json(values)
     every = {"content-type": "application/json", "content-length": str(len(body)), **headers}
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in every.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from mvrec_core.attributes import Between, Condition, OneOf
-from mvrec_core.errors import nearest
+from mvrec_core.errors import RequestError, nearest
 from mvrec_core.explanations import Explanation
 from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
 from mvrec_core.requests import MICROSECONDS, Candidate, Event, Item, Request
@@ -37,6 +37,7 @@ MAX_CANDIDATES = 1000
 MAX_ITEMS = 200  # that one call may change: their texts are encoded before it is answered
 MAX_LIVE_EVENTS = 1000  # that one call may append
 LONGEST_ID, LONGEST_EVENT = 256, 2000  # characters of what is kept, as JSON
+MAX_EXPLAINED = 100  # items of an answer: each costs as much as many answers
 MAX_REASONS = 5  # events of an explanation
 EXPECTED = {  # by the beginning of pydantic's name of an error
     "int": "an integer",
@@ -217,11 +218,18 @@ class ListBody(Strict):
 
 class RecommendBody(UserBody, ListBody):
     exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
-    explain: bool = Field(False, strict=True, description="say why: the weights of the views, the events, the ranks")
+    explain: bool = Field(
+        False,
+        strict=True,
+        description=f"say why: the weights of the views, the events, the ranks; k is at most {MAX_EXPLAINED} then",
+    )
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "196", "k": 10}]})
 
     def request(self) -> Request:
+        """Raises RequestError for more explanations than one answer may hold."""
+        if self.explain and self.k > MAX_EXPLAINED:
+            raise RequestError(f"k: expected at most {MAX_EXPLAINED} with explain, found {self.k}", "k")
         return Request(
             user_id=self.user_id,
             events=self._events(),
@@ -482,8 +490,7 @@ def recommend_values(model_version: str, answer: Answer, degraded: bool = False)
     """A RecommendAnswer as plain values."""
     views = {} if answer.views is None else {"views": answer.views}
     items = [item_values(item) for item in answer.items]
-    values = {"model_version": model_version, "rung": answer.rung, "items": items}
-    return {**values, "unknown_items": answer.unknown_items, **views, **degraded_values(degraded)}
+    return {**_head(model_version, answer.rung, answer.unknown_items, degraded), "items": items, **views}
 
 
 def score_values(
@@ -491,7 +498,12 @@ def score_values(
 ) -> dict[str, Any]:
     """A ScoreAnswer as plain values."""
     each = [{"item_id": one.item_id, "score": one.score, "probability": one.probability} for one in scored]
-    values = {"model_version": model_version, "rung": rung, "candidates": each, "unknown_items": unknown_items}
+    return {**_head(model_version, rung, unknown_items, degraded), "candidates": each}
+
+
+def _head(model_version: str, rung: str, unknown_items: int, degraded: bool) -> dict[str, Any]:
+    """What an answer rests on; it comes first, where watch.py reads it without parsing the rest."""
+    values = {"model_version": model_version, "rung": rung, "unknown_items": unknown_items}
     return values | degraded_values(degraded)
 
 

@@ -11,8 +11,10 @@ from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Item, Request
+from serve.metrics import Metrics
 from serve.schema import as_json, events_values, history_values, recommend_values, score_values, similar_values
 from serve.sessions import LiveEvent, joined
+from serve.watch import Watch
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
 WHY = Explanation(
@@ -32,8 +34,10 @@ class Shelf:
 
     model_version = "shelf-1"
     n_items = 3
+    keys: Sequence[str] = ()
 
     def __init__(self) -> None:
+        self.watch = Watch(Metrics("shelf"))
         self.request: Request | None = None
         self.items: tuple[Item, ...] = ()
         self.delay_s = 0.0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -74,14 +76,30 @@ def test_the_very_next_answer_rests_on_an_event_whoever_gives_it(replicas, plain
 
 def test_an_answer_is_computed_once_until_an_event_comes(replicas):
     client, asked = replicas[0], []
-    answer = client.replica._batcher.answer
-    client.replica._batcher.answer = lambda recommend, request: asked.append(request) or answer(recommend, request)
+    answer = client.replica._explained.answer
+    client.replica._explained.answer = lambda recommend, request: asked.append(request) or answer(recommend, request)
     first = recommend(client, user_id="u003", k=3, explain=True, now=LATER)
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) == first and len(asked) == 1
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER + 40_000) != first and len(asked) == 2
     replicas[1].post("/v1/events", json={"user_id": "u003", "events": [{"item_id": "i30"}]})
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) != first and len(asked) == 3
     assert client.post("/v1/recommend", json={"user_id": "u003", "k": 0}).status_code == 422
+
+
+def test_what_takes_long_does_not_delay_the_others(replicas):
+    client, go_on = replicas[0], threading.Event()
+    blocked = client.replica._cold.submit(go_on.wait, 20)
+    new = {"user_id": "u003", "candidates": [{"features": {"title": "新片"}}]}
+    with ThreadPoolExecutor(2) as pool:
+        scored = pool.submit(client.post, "/v1/score", json=new)
+        explained = pool.submit(client.post, "/v1/recommend", json={"user_id": "u003", "k": 1, "explain": True})
+        assert len(recommend(client, user_id="u003", k=3)["items"]) == 3
+        assert client.post("/v1/score", json={"candidates": [{"item_id": "i30"}]}).status_code == 200
+        assert not (scored.done() or explained.done())
+        go_on.set()
+        assert blocked.result(5) and scored.result(10).status_code == explained.result(10).status_code == 200
+    refused = client.post("/v1/recommend", json={"k": 101, "explain": True})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "k")
 
 
 def test_an_item_that_has_gone_does_not_come_out_of_the_cache(plain_checkpoint, store):

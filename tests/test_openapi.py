@@ -27,8 +27,9 @@ OPERATIONS = [
     ("GET", "/v1/versions"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
+    ("GET", "/metrics"),
 ]
-TAKE_ANYTHING = [("DELETE", "/v1/items/{item_id}"), *OPERATIONS[-3:]]
+TAKE_ANYTHING = [("DELETE", "/v1/items/{item_id}"), *OPERATIONS[-4:]]
 OF_THE_CATALOGUE = r"(k|filter\.(categories|ranges)\..*|caps\..*|rating|year)$"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,9 @@ FLAGS = [
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    config = uvicorn.Config(create_api(Shelf(), 64, 5.0), host="127.0.0.1", port=0, log_level="error")
+@contextmanager
+def served(shelf: Shelf) -> Iterator[str]:
+    config = uvicorn.Config(create_api(shelf, 64, 5.0), host="127.0.0.1", port=0, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -46,6 +47,12 @@ def address() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with served(Shelf()) as url:
+        yield url
 
 
 def rendered(url: str, profile: Path, language: str = "en-US") -> str:
@@ -67,6 +74,7 @@ def test_the_first_user_is_shown_at_once(address, tmp_path):
 
 def test_a_title_is_never_markup(address, tmp_path):
     page = rendered(address, tmp_path)
+    assert '<label id="locked" hidden' in page
     assert "&lt;script&gt;document.title='broken'&lt;/script&gt;" in page
     assert "<title>MVRec</title>" in page
 
@@ -76,6 +84,15 @@ def test_an_unknown_user_in_chinese(address, tmp_path):
     assert '<html lang="zh-CN">' in page
     assert "大家都喜欢的热门物品" in page and "对该用户暂时一无所知" in page
     assert page.count('class="item"') == 3
+
+
+def test_a_service_with_keys_asks_for_one_and_says_so(tmp_path):
+    shelf = Shelf()
+    shelf.keys = ["a-key-of-letters-1"]
+    with served(shelf) as url:
+        page = rendered(url, tmp_path)
+    assert "a key is needed" in page and page.count('class="item"') == 0
+    assert '<label id="locked"><span data-word="key">Key</span>' in re.sub(r"\s*\n\s*", "", page)
 
 
 def test_docs(address, tmp_path):

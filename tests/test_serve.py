@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -236,6 +237,16 @@ def test_health_pages_and_interface(client):
 
 
 @pytest.mark.ray
+def test_a_request_has_its_id_and_is_counted(client):
+    body = {"user_id": "u003", "k": 1}
+    given = client.post("/v1/recommend", json=body, headers={"X-Request-ID": "order-17"})
+    assert given.headers.get_list("x-request-id") == ["order-17"]
+    assert len(client.post("/v1/recommend", json=body).headers["x-request-id"]) >= 16
+    metrics = client.get("/metrics").text
+    assert re.search(r'mvrec_answers_total{[^}]*route="/v1/recommend",rung="history"} [1-9]', metrics)
+
+
+@pytest.mark.ray
 def test_the_port_in_use_is_one_sentence(service, checkpoint):
     port = service.url.rpartition(":")[2]
     assert f"cannot listen on 127.0.0.1:{port}" in refused(checkpoint, "--port", port)
@@ -244,6 +255,12 @@ def test_the_port_in_use_is_one_sentence(service, checkpoint):
 def test_what_is_not_a_checkpoint_is_one_sentence(tmp_path):
     assert "no such checkpoint directory" in refused(tmp_path / "none")
     assert "it has no manifest.json" in refused(tmp_path)
+
+
+@pytest.mark.ray
+def test_keys_that_cannot_be_read_are_one_sentence_without_them(checkpoint):
+    error = refused(checkpoint, "--port", str(free_port()), "--api-keys", "a-key-in-place-of-a-file")
+    assert "serve.api_keys cannot be read: FileNotFoundError" in error and "a-key" not in error
 
 
 @pytest.mark.ray

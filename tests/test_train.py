@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from mvrec_core.checkpoint import load
 from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import CheckpointError, DataError, ResourceError
 from mvrec_core.metrics import NAMES
@@ -53,6 +54,13 @@ def test_two_workers_count_the_users_that_one_counts(checkpoint, tiny_config, tm
     curves = [json.loads(line) for line in (tmp_path / "tiny" / "curves.jsonl").read_text().splitlines()]
     assert [point["epoch"] for point in curves] == [1, 2]
     assert max(point["valid"]["NDCG@10"] for point in curves) == pytest.approx(other["valid"]["NDCG@10"])
+
+
+def test_a_checkpoint_has_the_scores_and_weights_of_validation_users(checkpoint, tiny_config):
+    seen = load(checkpoint).reference
+    assert seen.users == json.loads((checkpoint / "metrics.json").read_text())["users"]
+    assert set(seen.scores) == {"score", "score_at_now"} and set(seen.weights) >= {"id", "text", "rating"}
+    assert all(sum(bins.shares) == pytest.approx(1) for bins in [*seen.scores.values(), *seen.weights.values()])
 
 
 def test_a_run_with_a_checkpoint_is_not_trained_over(checkpoint, tiny_config):

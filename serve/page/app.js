@@ -23,8 +23,10 @@ function title(thing) {
   return made;
 }
 
-async function call(path, options) {
-  const response = await fetch(path, options);
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem("key"); // for this tab alone, and only where the service asks for one
+  const response = await fetch(path, { ...options, headers: { ...options.headers, ...(key && { "x-api-key": key }) } });
+  if (response.status === 401) $("locked").hidden = false;
   const body = await response.json();
   if (!response.ok) throw Object.assign(new Error(body.error.message), { status: response.status });
   return body;
@@ -205,6 +207,7 @@ async function start() {
   });
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
+    if ($("key").value) sessionStorage.setItem("key", $("key").value.trim());
     ask();
   });
   $("k").addEventListener("change", ask);

@@ -93,7 +93,9 @@ function trial(path, verb, inputs, body) {
       if (parameter.in === "path") address = address.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
       else if (input.value !== "") query.set(parameter.name, input.value);
     }
-    const options = body ? { method: "POST", body: body.value, headers: { "content-type": "application/json" } } : {};
+    const key = sessionStorage.getItem("key"); // that was entered on the page
+    const headers = { ...(body && { "content-type": "application/json" }), ...(key && { "x-api-key": key }) };
+    const options = { headers, ...(body && { body: body.value }) };
     result.hidden = false;
     try {
       const response = await fetch(query.size ? `${address}?${query}` : address, { ...options, method: verb.toUpperCase() });
