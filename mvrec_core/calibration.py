@@ -17,12 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from mvrec_core.errors import MVRecError
 
 LOWEST, PER_UNIT, CELLS = -40, 64, 5120  # cells of s from -40 to 40; sigmoid(-40) is 4e-18
 BINS = 15
+STEEPNESS = (0.05, 20.0)  # the least and the most of a fit
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,24 @@ class CalibrationSums:
         return [
             (float(p / n), float(y / n), int(n)) for n, p, y in zip(pairs, predicted, observed, strict=True) if n > 0
         ]
+
+    def scaling(self, steepness: tuple[float, float] = STEEPNESS) -> tuple[float, float]:
+        """a and c with which sigmoid(a s + c) fits the outcomes best, by likelihood (Platt, "Probabilistic outputs for
+        support vector machines", 1999), with a between two numbers; 1 and 0 where there is nothing to fit."""
+        there = self.pairs > 0
+        pairs, hits = self.pairs[there].astype(np.float64), self.observed[there].astype(np.float64)
+        if not 0 < hits.sum() < pairs.sum():
+            return 1.0, 0.0
+        score = LOWEST + (np.flatnonzero(there) + 0.5) / PER_UNIT
+
+        def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+            logit = values[0] * score + values[1]
+            excess = pairs * expit(logit) - hits
+            total = (pairs * np.logaddexp(0, logit) - hits * logit).sum()
+            return total / hits.sum(), np.array([(excess * score).sum(), excess.sum()]) / hits.sum()
+
+        found = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[steepness, (None, None)])
+        return float(found.x[0]), float(found.x[1])
 
     def error(self) -> float | None:
         """The expected calibration error, 0 to 1; None without pairs."""

@@ -122,6 +122,12 @@ class MVRec(nn.Module):
     def tau(self) -> Tensor:
         return self.log_tau.exp()
 
+    @torch.no_grad()
+    def rescale(self, a: float, c: float) -> None:
+        """Makes a s + c of each score s, by other tau and b; where items are lifted (repeats.py) a has to be 1."""
+        self.bias.mul_(a).add_(c)
+        self.log_tau.sub_(math.log(a))
+
     @property
     def n_rows(self) -> int:
         return len(self.popularity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvrec_core.batch import Batch, collate
+from mvrec_core.calibration import CalibrationSums
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.features import MISSING_TIME
@@ -129,13 +130,34 @@ def view_weights(model: MVRec, histories: Histories, config: Config) -> dict[str
 @torch.no_grad()
 def rank_targets(model: MVRec, histories: Histories, examples: Examples, config: Config) -> Ranks:
     """Where the target of each example stands in the whole catalogue; seen items are left out if so configured."""
+    exclude_seen = config.evaluate.exclude_seen
+    scored = _scored(model, histories, examples, config)
+    return Ranks.concatenate(rank_scores(scores_BN, histories, part, exclude_seen) for part, scores_BN in scored)
+
+
+@torch.no_grad()
+def pair_sums(model: MVRec, histories: Histories, examples: Examples, config: Config) -> CalibrationSums:
+    """How the probabilities of all pairs of a user and a candidate came true."""
+    sums = CalibrationSums.empty()
+    for part, scores_BN in _scored(model, histories, examples, config):
+        target, allowed_BN = candidates(
+            histories, part, config.evaluate.exclude_seen, scores_BN.shape[1], scores_BN.device
+        )
+        outcome_BN = torch.zeros_like(allowed_BN)
+        there = np.flatnonzero(target >= 0)
+        outcome_BN[there, target[there]] = True
+        sums += CalibrationSums.of(scores_BN[allowed_BN], outcome_BN[allowed_BN])
+    return sums
+
+
+def _scored(
+    model: MVRec, histories: Histories, examples: Examples, config: Config
+) -> Iterator[tuple[Examples, Tensor]]:
+    """Some examples at a time, and their scores of all rows, float32 [B, N]."""
     views, items_ND = catalogue(model)
-    parts = []
     for start in range(0, len(examples), config.evaluate.batch_size):
         part = examples[start : start + config.evaluate.batch_size]
-        scores_BN = encode(model, histories, part, views, items_ND).scores(model, items_ND)
-        parts.append(rank_scores(scores_BN, histories, part, config.evaluate.exclude_seen))
-    return Ranks.concatenate(parts)
+        yield part, encode(model, histories, part, views, items_ND).scores(model, items_ND)
 
 
 def rank_scores(scores_BN: Tensor, histories: Histories, examples: Examples, exclude_seen: bool) -> Ranks:

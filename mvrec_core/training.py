@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from mvrec_core.averaging import Average
 from mvrec_core.batch import Batch, collate
+from mvrec_core.calibration import STEEPNESS, CalibrationSums
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums
 from mvrec_core.model import MVRec
 from mvrec_core.prefetch import ahead
-from mvrec_core.ranking import rank_targets, view_weights
+from mvrec_core.ranking import pair_sums, rank_targets, view_weights
 from mvrec_core.resume import State, States, Tensors
 from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
 from mvrec_core.shards import Shards
@@ -248,6 +249,21 @@ def _validate(model: MVRec, shards: Shards, config: Config, workers: Workers) ->
         ranked = rank_targets(model, histories, valid[workers.rank :: workers.size], config)
         sums += RankingSums.from_ranks(ranked)
     return RankingSums.from_vector(workers.add(sums.as_vector()))
+
+
+def calibrate(model: MVRec, shards: Shards, config: Config, workers: Workers) -> tuple[float, float]:
+    """Rescales a trained model's scores, so that their sigmoid is the share of validation's pairs that comes true, as
+    far as a line can make it (Platt scaling). Returns the a and c of MVRec.rescale."""
+    sums = CalibrationSums.empty()
+    for histories in shards:
+        valid = stage_examples(histories, "valid", config.model.max_len)
+        sums += pair_sums(model, histories, valid[workers.rank :: workers.size], config)
+    counts = torch.from_numpy(np.stack([sums.pairs, sums.observed]).astype(np.float64))
+    pairs, observed = workers.add(counts).numpy()
+    steepness = (1.0, 1.0) if model.repeats is not None else STEEPNESS
+    a, c = CalibrationSums(pairs, sums.predicted, observed).scaling(steepness)
+    model.rescale(a, c)
+    return a, c
 
 
 def _too_few(windows: int, config: Config, workers: Workers) -> DataError:

@@ -243,15 +243,19 @@ def _epochs(
     config: Config, data: checkpoint.Data, shards: Shards, workers: Workers
 ) -> Iterator[tuple[MVRec, training.Epoch, bool]]:
     """Each epoch, and whether training is done; then the model is the one to keep: the best of validation, or the one
-    that was trained anew with the validation events for as many epochs."""
+    that was trained anew with the validation events for as many epochs. Its scores are calibrated on validation."""
     model = _new_model(config, data, shards)
-    chosen, steps = 0, 0
+    chosen, steps, scaling = 0, 0, (1.0, 0.0)
     for epoch in training.fit(model, shards, config, workers, states=_states(config, "choice")):
         chosen, steps = epoch.number if epoch.best else chosen, epoch.step
+        if epoch.last:
+            scaling = training.calibrate(model, shards, config, workers)
         yield model, epoch, epoch.last and not config.train.refit
     if config.train.refit:
         model = _new_model(config, data, shards, before=TEST)
         for epoch in training.fit(model, shards, config, workers, chosen, _states(config, "refit")):
+            if epoch.last:
+                model.rescale(*scaling)
             yield model, replace(epoch, step=steps + epoch.step), epoch.last
 
 

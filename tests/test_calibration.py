@@ -76,3 +76,30 @@ def test_nan_is_refused():
 def test_infinite_scores_are_certain():
     sums = CalibrationSums.of(torch.tensor([torch.inf, -torch.inf]), torch.tensor([True, False]))
     assert sums.error() == 0
+
+
+# scaling
+
+
+def sums_of(slope: float, shift: float) -> CalibrationSums:
+    score = LOWEST + (np.arange(CELLS) + 0.5) / PER_UNIT
+    pairs = np.where(abs(score) < 12, 1000.0, 0.0)
+    return CalibrationSums(pairs, np.zeros(CELLS), pairs / (1 + np.exp(-(slope * score + shift))))
+
+
+@pytest.mark.parametrize(("slope", "shift"), [(1.0, 0.0), (0.4, -3.0), (2.5, 1.5)])
+def test_a_scaling_is_found_again(slope, shift):
+    assert sums_of(slope, shift).scaling() == pytest.approx((slope, shift), abs=1e-3)
+
+
+def test_a_shift_alone_makes_the_mean_right():
+    sums = sums_of(0.5, -2.0)
+    a, c = sums.scaling((1.0, 1.0))
+    score = LOWEST + (np.arange(CELLS) + 0.5) / PER_UNIT
+    assert a == 1.0
+    assert (sums.pairs / (1 + np.exp(-(score + c)))).sum() == pytest.approx(sums.observed.sum(), rel=1e-4)
+
+
+def test_nothing_to_fit_changes_nothing():
+    assert CalibrationSums.empty().scaling() == (1.0, 0.0)
+    assert CalibrationSums.of(torch.randn(50), torch.zeros(50, dtype=torch.bool)).scaling() == (1.0, 0.0)

@@ -13,10 +13,10 @@ from mvrec_core.averaging import Average
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
 from mvrec_core.metrics import RankingSums
-from mvrec_core.ranking import encode, rank_targets
+from mvrec_core.ranking import encode, pair_sums, rank_targets
 from mvrec_core.sequences import TEST, TRAIN, VALID, Examples, stage_examples, train_examples
 from mvrec_core.shards import Shards
-from mvrec_core.training import epoch_batches, fit, make_optimiser
+from mvrec_core.training import calibrate, epoch_batches, fit, make_optimiser
 from mvrec_core.workers import Workers
 
 
@@ -240,3 +240,18 @@ def test_view_weights_of_an_epoch(epochs, plain_config):
     for epoch in (first, second):
         assert sum(epoch.view_weights.values()) == pytest.approx(1, abs=1e-5)
     assert first.view_weights != second.view_weights
+
+
+def test_calibrated_scores_are_as_often_true_as_they_say_and_keep_their_order(plain_data, tiny_encoder):
+    model, _ = trained(tiny_encoder, plain_data, "train.epochs=4")
+    config, shards = model.config, plain_data.shards(model.config)
+    histories = plain_data.histories(config)
+    examples = stage_examples(histories, "valid", config.model.max_len)
+    before = rank_targets(model, histories, examples, config)
+    a, c = calibrate(model, shards, config, Workers())
+    assert a > 0 and (a, c) != (1.0, 0.0)
+    sums = pair_sums(model, histories, examples, config)
+    assert sums.predicted.sum() == pytest.approx(sums.observed.sum(), rel=0.01)
+    after = rank_targets(model, histories, examples, config)
+    np.testing.assert_array_equal(before.expected, after.expected)
+    assert calibrate(model, shards, config, Workers()) == pytest.approx((1.0, 0.0), abs=0.02)
