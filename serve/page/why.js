@@ -25,7 +25,7 @@ function score(item) {
 }
 
 function event(one) {
-  const what = element("div", "title", title(one));
+  const what = element("div", "what", title(one));
   if (one.timestamp !== null) what.append(" ", day(one.timestamp, words().language));
   const parts = Object.entries(one.views);
   if (one.again) parts.push([words().sameItem, one.again]);
