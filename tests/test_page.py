@@ -318,9 +318,7 @@ def test_text_stands_out_in_light_and_in_dark(open_page, scheme):
 def test_what_goes_wrong_is_said(open_page):
     page = open_page("长" * 300)
     page.locator("#first .add").first.click()
-    expect(status(page)).to_have_text(
-        "The service refuses this: 'user_id': expected at most 256 characters, found 300"
-    )
+    expect(status(page)).to_have_text("The service refuses this: 'user_id': expected at most 256 characters, found 300")
     assert page.locator("#first .item").count() == 10  # the list stays
     page.context.set_offline(True)
     page.get_by_role("button", name="Recommend").click()
