@@ -54,6 +54,7 @@ def address(plain_checkpoint: Path, other_checkpoint: Path, tmp_path_factory: py
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=20_000)  # a machine may be busy
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
@@ -68,7 +69,7 @@ def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
     def opened(user: str | None = None, at: str = address, locale: str = "en-US", **options: Any) -> Page:
         contexts.append(browser.new_context(base_url=at, locale=locale, **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: errors.append(error))
         page.goto("/" if user is None else f"/?user={user}")
         explained(page)

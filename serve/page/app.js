@@ -129,6 +129,7 @@ function say(...content) {
 
 async function fail(error) {
   say(failure(error));
+  if (error.code === "unauthorized") $("locked").hidden = false;
   live = await service.versions(); // the one asked for may be gone
   showVersions();
 }
@@ -175,6 +176,12 @@ function listen() {
     event.preventDefault();
     ask();
   });
+  $("key").addEventListener("change", () => {
+    const key = $("key").value.trim();
+    if (!/^[!-~]+$/.test(key)) return; // no header can hold it
+    sessionStorage.setItem("key", key); // for this tab alone
+    learn();
+  });
   for (const id of ["k", "seen", "version", "other"]) $(id).addEventListener("change", () => ask());
   let typing;
   $("user").addEventListener("input", ({ inputType = "" }) => {
@@ -190,12 +197,18 @@ async function start() {
   listen();
   const wanted = new URLSearchParams(location.search).get("user");
   if (wanted !== null) $("user").value = wanted;
+  const users = await learn();
+  if (wanted === null && users.length) $("user").value = users[0];
+  ask();
+}
+
+// What there is: users, versions, and how many items.
+async function learn() {
   const [users, size, versions] = await Promise.all([suggest(), service.catalogueSize(), service.versions()]);
   largest = size;
   live = versions;
   showVersions();
-  if (wanted === null && users.length) $("user").value = users[0];
-  ask();
+  return users;
 }
 
 start();

@@ -1,9 +1,6 @@
 // Calls to the service. They throw a ServiceError, or an AbortError once `signal` says that nobody waits any more.
 
-import { words } from "./words.js";
-
 const HISTORY = 50;
-let declined; // the refused key for which nobody gave a better one: once is enough to ask
 
 export class ServiceError extends Error {
   constructor(code, message, status) {
@@ -14,7 +11,7 @@ export class ServiceError extends Error {
 }
 
 async function call(path, options = {}) {
-  const key = sessionStorage.getItem("key"); // for this tab alone, and only where the service asks for one
+  const key = sessionStorage.getItem("key"); // where the service asks for one
   const headers = { ...options.headers, ...(key && { "x-api-key": key }) };
   let response, text;
   try {
@@ -23,7 +20,6 @@ async function call(path, options = {}) {
   } catch (error) {
     throw error.name === "AbortError" ? error : new ServiceError("unreachable", "");
   }
-  if (response.status === 401 && enterKey(key)) return call(path, options);
   const body = parsed(text);
   if (response.ok && body) return body;
   throw new ServiceError(body?.error?.code, body?.error?.message ?? `HTTP ${response.status}`, response.status);
@@ -36,16 +32,6 @@ function parsed(text) {
   } catch {
     return null;
   }
-}
-
-// Whether there is another key than the one refused: a call beside this one may have asked for it already.
-function enterKey(refused) {
-  if (sessionStorage.getItem("key") === refused && declined !== refused) {
-    const given = window.prompt(words().key)?.trim() ?? "";
-    if (/^[!-~]+$/.test(given)) sessionStorage.setItem("key", given); // another one, no header can hold
-    else declined = refused;
-  }
-  return sessionStorage.getItem("key") !== refused;
 }
 
 function post(path, body, signal) {
