@@ -105,6 +105,15 @@ class Backend(Protocol):
     async def users(self, prefix: str, limit: int) -> list[str]: ...
 
 
+class PageFiles(StaticFiles):
+    """Asked for anew by every browser, so that files of two releases never meet in one page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
 class JSON(Response):
     media_type = "application/json"
 
@@ -238,7 +247,7 @@ def _add_pages(api: FastAPI) -> None:
 
     api.add_route("/", index, include_in_schema=False)
     api.add_route("/docs", docs, include_in_schema=False)
-    api.mount("/page", StaticFiles(directory=PAGE))
+    api.mount("/page", PageFiles(directory=PAGE))
 
 
 def _answer_errors(api: FastAPI) -> None:

@@ -1,231 +1,214 @@
-"use strict";
+// The page: who is asked for, what was answered, and what changes it.
 
-// All text from the service enters the page through textContent, never as HTML.
-const $ = (id) => document.getElementById(id);
-const HISTORY = 50;
-let language = localStorage.getItem("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
-let asked = null; // the request under way, to be dropped when another follows
+import { $, element, nameOf } from "./dom.js";
+import { failure } from "./failure.js";
+import { explainHistory, showHistory } from "./history.js";
+import { explainList, showList } from "./list.js";
+import { difference, mark, ranksOf } from "./moves.js";
+import * as service from "./service.js";
+import { changeLanguage, words } from "./words.js";
+
+const CARDS = [$("first"), $("second")];
+
+let asked = new AbortController(); // the request under way, dropped when another follows
+let adding = false;
 let largest = Infinity; // k: the size of the catalogue
-let shown = null; // {answer, events, user} on the page, to be shown again in the other language
+let live = []; // versions
+let shown = null; // {user, lists: [{request, answer, mark, explained}], events, told}: kept for the other language
 
-const words = () => WORDS[language];
-
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function title(thing) {
-  const made = element("span", "title", thing.display || thing.item_id);
-  made.dir = "auto"; // titles may run from right to left
-  return made;
-}
-
-async function call(path, options = {}) {
-  const key = sessionStorage.getItem("key"); // for this tab alone, and only where the service asks for one
-  const response = await fetch(path, { ...options, headers: { ...options.headers, ...(key && { "x-api-key": key }) } });
-  if (response.status === 401) $("locked").hidden = false;
-  const body = await response.json();
-  if (!response.ok) throw Object.assign(new Error(body.error.message), { status: response.status });
-  return body;
-}
-
-function post(body, signal) {
-  return { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" }, signal };
-}
-
-async function ask() {
-  asked?.abort();
+// `added`: the item that the user has just been given; the new list tells what it changed.
+async function ask(added = null) {
+  asked.abort();
   asked = new AbortController();
   const { signal } = asked;
   const user = $("user").value.trim();
-  const body = { k: Math.min(Number($("k").value), largest), exclude_seen: !$("again").checked, explain: true };
-  if (user) body.user_id = user;
-  $("status").textContent = words().loading;
-  $("status").classList.remove("wrong");
+  say(words().loading);
+  $("answer").setAttribute("aria-busy", "true");
   try {
-    const [answer, events] = await Promise.all([call("/v1/recommend", post(body, signal)), past(user, signal)]);
-    shown = { answer, events, user };
-    $("status").textContent = "";
+    const requests = wanted(user);
+    const [past, ...answers] = await Promise.all([
+      service.history(user, signal),
+      ...requests.map((request) => service.recommend(request, signal)),
+    ]);
+    const lists = answers.map((answer, place) => ({ request: requests[place], answer }));
+    shown = { user, lists, events: past.events, ...comparison(lists, added) };
     window.history.replaceState(null, "", user ? `?user=${encodeURIComponent(user)}` : "/");
     show();
+    $("answer").removeAttribute("aria-busy");
+    explain(lists, signal);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    clear();
+    fail(error);
+  }
+}
+
+// A request for each list.
+function wanted(user) {
+  const request = { k: Math.min(Number($("k").value), largest), exclude_seen: !$("seen").checked };
+  if (user) request.user_id = user;
+  const versions = [$("version").value, ...($("other").value ? [$("other").value] : [])];
+  return versions.map((version) => (version ? { ...request, model_version: version } : request));
+}
+
+// What is told of the lists, {told}, a function of the language; and what is marked in them, list.mark.
+function comparison(lists, added) {
+  const [first, second] = lists;
+  const begins = () => (added ? words().added(nameOf(added)) + words().gap : "");
+  if (second) {
+    const [left, right] = lists.map((list) => ranksOf(list.answer));
+    first.mark = (item) => !right.has(item.item_id) && mark(item, right, words().onlyHere);
+    second.mark = (item) => mark(item, left, words().onlyHere);
+    const { moved, same } = difference(second.answer, left);
+    const alike = first.answer.model_version === second.answer.model_version;
+    const compared = () => (alike ? words().sameVersion : words().compared(moved + same, left.size, same));
+    return { told: () => begins() + compared() };
+  }
+  if (!added || !shown) return { told: begins };
+  const before = ranksOf(shown.lists[0].answer);
+  first.mark = (item) => mark(item, before, words().fresh);
+  const { fresh, moved } = difference(first.answer, before);
+  return { told: () => begins() + words().changed(fresh, moved) };
+}
+
+// Reasons cost the service more than the list does, so the list does not wait for them.
+async function explain(lists, signal) {
+  try {
+    for (const [place, list] of lists.entries()) {
+      const { request, answer } = list;
+      const exact = { ...request, explain: true, model_version: answer.model_version };
+      list.explained = await service.recommend(exact, signal);
+      explainList(CARDS[place], list);
+      if (place === 0) explainHistory($("history"), list.explained);
+    }
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   }
 }
 
-function fail(error) {
-  $("status").textContent = error.status ? error.message : words().failed + error.message;
-  $("status").classList.add("wrong");
-}
-
-async function past(user, signal) {
-  if (!user) return [];
+async function add(item, clicked) {
+  if (adding) return;
+  adding = true;
+  const { user } = shown;
+  const card = clicked.closest(".card");
+  const place = [...card.querySelectorAll(".item")].indexOf(clicked.closest(".item"));
   try {
-    const path = `/v1/users/${encodeURIComponent(user)}/history?limit=${HISTORY}`;
-    return (await call(path, { signal })).events;
+    await service.addEvent(user, item.item_id);
+    if (shown?.user !== user) return; // another user has been asked for meanwhile
+    $("user").value = user; // whatever is being typed
+    await ask(item);
+    if (document.activeElement === document.body) { // what was clicked is gone
+      const rows = card.querySelectorAll(".item");
+      rows[Math.min(place, rows.length - 1)]?.querySelector("button").focus();
+    }
   } catch (error) {
-    if (error.status === 404) return []; // an unknown user is welcome
-    throw error;
+    fail(error);
+  } finally {
+    adding = false;
   }
 }
 
 function show() {
-  const { answer, events } = shown;
-  const views = [...new Set(answer.items.flatMap((item) => Object.keys(item.views || {})))].sort();
-  $("rung").hidden = false;
-  $("rung").textContent = (words().rungs[answer.rung] || answer.rung) + (answer.degraded ? ` ${words().degraded}` : "");
-  $("rung").dataset.rung = answer.rung;
-  $("version").textContent = answer.model_version;
-  showLegend(views);
-  $("items").replaceChildren(...answer.items.map((item) => recommended(item, views)));
-  if (!answer.items.length) $("items").append(element("li", "quiet", words().empty));
-  $("no-history").hidden = events.length > 0;
-  $("no-history").textContent = words().noHistory;
-  $("events").replaceChildren(...events.map(happened));
-}
-
-function showLegend(views) {
-  $("legend").hidden = views.length === 0;
-  const entries = views.map((view, place) => {
-    const entry = element("li", "", view);
-    entry.prepend(element("i", `swatch view-${place % 8}`));
-    return entry;
+  const { user, lists, events, told } = shown;
+  const comparing = lists.length > 1;
+  lists.forEach((list, place) => {
+    const heading = comparing ? words().by(list.answer.model_version) : words().recommendations;
+    showList(CARDS[place], heading, list, user ? add : null);
   });
-  $("legend").replaceChildren(element("li", "quiet", words().legend), ...entries);
+  CARDS[1].hidden = !comparing;
+  $("answer").classList.toggle("comparing", comparing);
+  showHistory($("history"), events);
+  if (lists[0].explained) explainHistory($("history"), lists[0].explained);
+  $("model").textContent = [...new Set(lists.map((list) => list.answer.model_version))].join(", ");
+  say(told());
 }
 
-function recommended(item, views) {
-  const row = element("li", "item");
-  const line = element("div", "line");
-  const facts = element("span", "facts", `${words().score} ${item.score.toFixed(2)}`);
-  line.append(element("span", "rank", String(item.rank)), title(item), facts, addButton(item), similarButton(item, row));
-  row.append(line);
-  if (item.views) row.append(bar(item.views, views));
-  return row;
+function say(...content) {
+  $("status").replaceChildren(...content);
 }
 
-function bar(weights, views) {
-  const made = element("div", "bar");
-  const percent = (view) => `${view} ${Math.round(100 * (weights[view] || 0))}%`;
-  made.setAttribute("role", "img");
-  made.setAttribute("aria-label", `${words().weights}: ${views.map(percent).join(", ")}`);
-  views.forEach((view, place) => {
-    const part = element("span", `view-${place % 8}`);
-    part.style.flexGrow = weights[view] || 0;
-    part.title = percent(view);
-    made.append(part);
-  });
-  return made;
+async function fail(error) {
+  say(failure(error));
+  if (error.code === "unauthorized") $("locked").hidden = false;
+  live = await service.versions(); // the one asked for may be gone
+  showVersions();
 }
 
-// What the service hears of a user counts at once: the list and the history are asked for again.
-function addButton(item) {
-  const button = element("button", "small", words().add);
-  button.type = "button";
-  button.hidden = !shown.user;
-  button.setAttribute("aria-label", `${words().add}: ${item.display || item.item_id}`);
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      await call("/v1/events", post({ user_id: shown.user, events: [{ item_id: item.item_id }] }));
-      await ask();
-    } catch (error) {
-      fail(error);
-      button.disabled = false;
-    }
-  });
-  return button;
+function clear() {
+  shown = null;
+  $("answer").removeAttribute("aria-busy");
+  for (const card of $("answer").children) card.replaceChildren();
 }
 
-function similarButton(item, row) {
-  const button = element("button", "small similar", words().similar);
-  button.type = "button";
-  button.setAttribute("aria-expanded", "false");
-  button.addEventListener("click", async () => {
-    const open = row.querySelector(".neighbours");
-    button.setAttribute("aria-expanded", String(!open));
-    if (open) return open.remove();
-    const list = element("ul", "neighbours");
-    row.append(list);
-    try {
-      const answer = await call(`/v1/similar/${encodeURIComponent(item.item_id)}?k=5`);
-      list.replaceChildren(...answer.items.map((near) => {
-        const entry = element("li");
-        entry.append(title(near), element("span", "facts", near.score.toFixed(2)));
-        return entry;
-      }));
-    } catch (error) {
-      list.replaceChildren(element("li", "wrong", error.message));
-    }
-  });
-  return button;
-}
-
-function happened(event) {
-  const row = element("li");
-  row.append(title(event));
-  if (event.live) row.append(element("span", "facts live", words().live));
-  if (event.timestamp !== null) {
-    const date = new Date(1000 * event.timestamp);
-    const day = { year: "numeric", month: "short", day: "numeric" };
-    const when = element("time", "facts", date.toLocaleDateString(language === "zh" ? "zh-CN" : "en-GB", day));
-    when.dateTime = date.toISOString();
-    when.title = date.toISOString();
-    row.append(when);
+function showVersions() {
+  $("versions").hidden = live.length < 2;
+  const option = ([value, text]) => Object.assign(element("option", "", text), { value });
+  const named = live.map(({ model_version: name, share }) => [name, words().share(name, Math.round(100 * share))]);
+  for (const [select, nothing] of [[$("version"), words().ownVersion], [$("other"), words().noVersion]]) {
+    const { value } = select;
+    select.replaceChildren(...[["", nothing], ...named].map(option));
+    select.value = live.length > 1 && live.some((version) => version.model_version === value) ? value : "";
   }
-  return row;
 }
 
 function speak() {
-  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  document.documentElement.lang = words().language;
   for (const place of document.querySelectorAll("[data-word]")) place.textContent = words()[place.dataset.word];
   $("user").placeholder = words().userHint;
   $("language").textContent = words().other;
-  $("language").lang = language === "zh" ? "en" : "zh-CN";
+  $("language").lang = words().otherLanguage;
+  showVersions();
   if (shown) show();
 }
 
 async function suggest() {
-  try {
-    const { users } = await call(`/v1/users?limit=20&prefix=${encodeURIComponent($("user").value.trim())}`);
-    $("users").replaceChildren(...users.map((user) => Object.assign(element("option"), { value: user })));
-    return users;
-  } catch {
-    return []; // suggestions are a help; the answer itself will say what is wrong
-  }
+  const users = await service.users($("user").value.trim());
+  $("users").replaceChildren(...users.map((user) => Object.assign(element("option"), { value: user })));
+  return users;
 }
 
-async function start() {
-  speak();
+function listen() {
   $("language").addEventListener("click", () => {
-    language = language === "zh" ? "en" : "zh";
-    localStorage.setItem("language", language);
+    changeLanguage();
     speak();
   });
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
-    if ($("key").value) sessionStorage.setItem("key", $("key").value.trim());
     ask();
   });
-  $("k").addEventListener("change", ask);
-  $("again").addEventListener("change", ask);
+  $("key").addEventListener("change", () => {
+    const key = $("key").value.trim();
+    if (!/^[!-~]+$/.test(key)) return; // no header can hold it
+    sessionStorage.setItem("key", key); // for this tab alone
+    learn();
+  });
+  for (const id of ["k", "seen", "version", "other"]) $(id).addEventListener("change", () => ask());
   let typing;
-  $("user").addEventListener("input", (event) => {
+  $("user").addEventListener("input", ({ inputType = "" }) => {
     clearTimeout(typing);
-    const picked = [...$("users").options].some((option) => option.value === $("user").value);
-    // A pick from the list is a whole value at once, not a key.
-    if (picked && event.inputType !== "insertText" && event.inputType !== "deleteContentBackward") ask();
+    const picked = ["", "insertReplacementText"].includes(inputType); // a whole value from the list, not a key
+    if (picked && [...$("users").options].some((option) => option.value === $("user").value)) ask();
     else typing = setTimeout(suggest, 150);
   });
+}
+
+async function start() {
+  speak();
+  listen();
   const wanted = new URLSearchParams(location.search).get("user");
   if (wanted !== null) $("user").value = wanted;
-  const [users, ready] = await Promise.all([suggest(), call("/health/ready").catch(() => ({}))]);
-  largest = ready.items ?? Infinity;
+  const users = await learn();
   if (wanted === null && users.length) $("user").value = users[0];
   ask();
+}
+
+// What there is: users, versions, and how many items.
+async function learn() {
+  const [users, size, versions] = await Promise.all([suggest(), service.catalogueSize(), service.versions()]);
+  largest = size;
+  live = versions;
+  showVersions();
+  return users;
 }
 
 start();
