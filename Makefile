@@ -30,8 +30,7 @@ ifneq ($(SERVE),0)
 endif
 
 test: $(VENV)/ready lint data/ready
-	$(BIN)/python -m pytest -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
