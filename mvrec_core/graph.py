@@ -17,7 +17,7 @@ from scipy.sparse.linalg import svds
 from mvrec_core.catalog import FIRST
 from mvrec_core.sequences import Histories
 
-MOST_EVENTS = 20_000_000  # of whole users, the first in stored order; what more would add is little, and memory is not
+MOST_EVENTS = 5_000_000  # of the first shards; what more events would add is little, and their links take a gigabyte
 
 
 def vectors(shards: Iterable[Histories], n_rows: int, before: int, size: int, window: int) -> np.ndarray:

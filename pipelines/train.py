@@ -52,7 +52,8 @@ def train(
         raise CheckpointError(
             f"{target}: run '{config.name}' has a checkpoint already; take another name=, or --overwrite to train anew"
         )
-    _new_model(config, *datasets.training(config))  # what is wrong with data or model shows here, at once
+    data, shards = datasets.training(config)
+    _new_model(config, data, replace(shards, events=()))  # what is wrong with data or model shows here, at once
     trackers.check(config)
     written = on_workers("train", _worker, config, target, log, callbacks)
     shutil.rmtree(config.run_dir / RESUME, ignore_errors=True)
