@@ -466,15 +466,15 @@ def test_a_batch_is_for_one_state_of_the_catalogue():
     assert states(*order) == (order, [("old", 3), ("新", 2)])
 
 
-def test_settings_come_from_the_checkpoint_and_are_changed_by_what_is_given(checkpoint):
-    saved = serve_settings(checkpoint, {"port": None})
-    changed = serve_settings(checkpoint, {"port": 9000, "min_replicas": saved.max_replicas + 1})
+def test_settings_come_from_the_checkpoint_and_are_changed_by_what_is_given(plain_checkpoint):
+    saved = serve_settings(plain_checkpoint, {"port": None})
+    changed = serve_settings(plain_checkpoint, {"port": 9000, "min_replicas": saved.max_replicas + 1})
     assert (changed.port, changed.host) == (9000, saved.host)
     assert changed.max_replicas == changed.min_replicas == saved.max_replicas + 1
     with pytest.raises(ConfigError, match="max_batch_size"):
-        serve_settings(checkpoint, {"max_batch_size": 0})
+        serve_settings(plain_checkpoint, {"max_batch_size": 0})
     with pytest.raises(ConfigError, match="max_replicas 1 is below min_replicas 2"):
-        serve_settings(checkpoint, {"min_replicas": 2, "max_replicas": 1})
+        serve_settings(plain_checkpoint, {"min_replicas": 2, "max_replicas": 1})
 
 
 def test_what_is_not_a_checkpoint(tmp_path):
