@@ -1,0 +1,28 @@
+"""The same model in a plain FastAPI app that answers one request at a time: `python bench/peer_naive.py DIR PORT`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Response
+
+from mvrec_core.recommender import Recommender
+from serve.schema import RecommendBody, as_json, recommend_values
+
+
+def app(recommender: Recommender) -> FastAPI:
+    api = FastAPI()
+
+    @api.post("/v1/recommend")
+    async def recommend(body: RecommendBody) -> Response:
+        (answer,) = recommender.recommend([body.request()])
+        return Response(as_json(recommend_values(recommender.model_version, answer)), media_type="application/json")
+
+    return api
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    uvicorn.run(app(Recommender.load(sys.argv[1])), port=int(sys.argv[2]), log_level="warning", access_log=False)
