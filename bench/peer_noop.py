@@ -17,7 +17,7 @@ def main(port: int) -> None:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    @serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})
+    @serve.deployment(max_ongoing_requests=1000, logging_config={"enable_access_log": False})
     class Noop:
         async def __call__(self, request: Request) -> Response:
             await request.body()
