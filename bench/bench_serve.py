@@ -35,23 +35,24 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
 from load import Load, ask, paced, steady
+from redis import Redis
 from safetensors.torch import load_file, save_file
 
 from mvrec_core import checkpoint
-from mvrec_core.recommender import Recommender
+from mvrec_core.recommender import Answer, Recommender
 from mvrec_core.requests import Request, digest
 from pipelines.recommend import recommend
-from serve.alias import publish, roll_back
+from serve.alias import publish
 from serve.cache import SLOTS, Cache
 from serve.redis_client import RedisClient
 
@@ -69,6 +70,17 @@ NOW = 1_700_000_000  # a time that no history has reached
 Values = dict[str, float]
 
 
+class Round(NamedTuple):
+    """Requests/s, and the seconds of CPU that whoever answers spent on one: these hardly depend on other work."""
+
+    rate: float
+    cpu_s: float
+
+
+def best(rounds: Sequence[Round]) -> Round:
+    return Round(max(one.rate for one in rounds), min(one.cpu_s for one in rounds))
+
+
 @dataclass
 class Bench:
     """The service under test and who asks it: `loader` is a process of its own, `aside` one with the model."""
@@ -77,12 +89,11 @@ class Bench:
     folder: Path
     alias: Path
     port: int
-    service: subprocess.Popen[bytes]
+    service: psutil.Popen
     loader: ProcessPoolExecutor
     aside: ProcessPoolExecutor
     users: list[str]  # with histories of 50 to 200 events
     version: int = NOW  # the next request's time: no two are the same
-    highest: float = 0.0  # requests/s of throughput, for what comes after
 
     def fresh(self, number: int) -> list[bytes]:
         """Requests that no cache can answer."""
@@ -96,10 +107,15 @@ class Bench:
     def steady(self, asks: Sequence[bytes], clients: int = CLIENTS, port: int = 0, **more: Any) -> Load:
         return self.loader.submit(steady, port or self.port, asks, clients, **more).result()
 
-    def most(self) -> float:
-        """Requests/s that the service reaches; from `throughput` where that was part of the run."""
-        self.highest = self.highest or self.steady(self.fresh(20_000), seconds=ROUND_S).rate
-        return self.highest
+    def round(self, asks: Sequence[bytes], clients: int, port: int, who: psutil.Popen, seconds: float) -> Round:
+        before = cpu_s(who)
+        load = self.steady(asks, clients, port, seconds=seconds)
+        return Round(load.rate, (cpu_s(who) - before) / max(1, load.count()))
+
+    def answering(self) -> str:
+        """The version that answers now."""
+        (one,) = self.steady(self.fresh(1), 1, keep=True).outcomes
+        return json.loads(one.body)["model_version"]
 
 
 # what is measured
@@ -107,19 +123,22 @@ class Bench:
 
 def throughput(bench: Bench) -> Values:
     over_http, in_process, plain = [], [], []
-    with peer("peer_naive.py", str(bench.checkpoint)) as naive:
+    with peer("peer_naive.py", str(bench.checkpoint)) as (port, naive):
         for _ in range(ROUNDS):
-            over_http.append(bench.steady(bench.fresh(20_000), seconds=ROUND_S).rate)
-            in_process.append(bench.aside.submit(rate_of_batches, bench.users, bench.version, ROUND_S).result())
+            over_http.append(bench.round(bench.fresh(20_000), CLIENTS, bench.port, bench.service, ROUND_S))
+            in_process.append(bench.aside.submit(batches, bench.users, bench.version, ROUND_S).result())
             bench.version += NOW // 1000
-            plain.append(bench.steady(bench.fresh(20_000), 8, naive, seconds=ROUND_S).rate)
-    bench.highest = max(over_http)
+            plain.append(bench.round(bench.fresh(20_000), 8, port, naive, ROUND_S))
+    http, model, one = best(over_http), best(in_process), best(plain)
     return {
-        "http_rps": max(over_http),
-        "inprocess_rps": max(in_process),
-        "naive_rps": max(plain),
-        "http_over_inprocess": max(over_http) / max(in_process),
-        "http_over_naive": max(over_http) / max(plain),
+        "http_rps": http.rate,
+        "inprocess_rps": model.rate,
+        "naive_rps": one.rate,
+        "http_cpu_ms": 1000 * http.cpu_s,
+        "inprocess_cpu_ms": 1000 * model.cpu_s,
+        "naive_cpu_ms": 1000 * one.cpu_s,
+        "http_over_inprocess": http.rate / model.rate,
+        "http_over_naive": http.rate / one.rate,
     }
 
 
@@ -127,32 +146,42 @@ def cached(bench: Bench) -> Values:
     again = [ask("/v1/recommend", bench.body(place)) for place in range(100)]
     bench.steady(again * 2)
     hits, nothing = [], []
-    with peer("peer_noop.py") as noop:
+    with peer("peer_noop.py") as (port, noop):
         for _ in range(2 * ROUNDS):
-            nothing.append(bench.steady(again, 32, noop, seconds=ROUND_S / 2).rate)
-            hits.append(bench.steady(again, 32, seconds=ROUND_S / 2).rate)
-    return {"cached_rps": max(hits), "noop_rps": max(nothing), "cached_over_noop": max(hits) / max(nothing)}
+            nothing.append(bench.round(again, 32, port, noop, ROUND_S / 2))
+            hits.append(bench.round(again, 32, bench.port, bench.service, ROUND_S / 2))
+    hit, idle = best(hits), best(nothing)
+    return {
+        "cached_rps": hit.rate,
+        "noop_rps": idle.rate,
+        "cached_cpu_ms": 1000 * hit.cpu_s,
+        "noop_cpu_ms": 1000 * idle.cpu_s,
+        "cached_over_noop": hit.rate / idle.rate,
+    }
 
 
 def latency(bench: Bench) -> Values:
-    most = bench.most()
+    """The highest load is measured again between the others, which have its answers to be compared with."""
 
-    def at(share: float, seconds: float) -> Load:
-        asks = bench.fresh(int(2 * share * most * seconds))
-        return bench.loader.submit(paced, bench.port, asks, share * most, seconds).result()
+    def at(rate: float, seconds: float) -> Load:
+        asks = bench.fresh(int(2 * rate * seconds))
+        return bench.loader.submit(paced, bench.port, asks, rate, seconds).result()
 
-    half = min((at(0.5, 2 * ROUND_S) for _ in range(ROUNDS)), key=lambda load: load.took(99) / load.took(50))
-    twice = at(2.0, 5 * DEADLINE_S)
-    refused = [one.took for one in twice.failures]
-    late = sum(one.took > DEADLINE_S for one in twice.outcomes)
+    highest, halves, twices = [], [], []
+    for _ in range(ROUNDS):
+        highest.append(bench.steady(bench.fresh(20_000), seconds=ROUND_S).rate)
+        halves.append(at(0.5 * highest[-1], 2 * ROUND_S))
+        twices.append(at(2.0 * highest[-1], 3 * DEADLINE_S))
+    half = min(halves, key=lambda load: load.took(99) / load.took(50))
+    refused = [one.took for load in twices for one in load.failures]
     return {
         "p50_ms": 1000 * half.took(50),
         "p99_over_p50": half.took(99) / half.took(50),
-        "goodput_at_2x": twice.rate / most,
-        "late_at_2x": late,
+        "goodput_at_2x": max(load.rate for load in twices) / max(highest),
+        "late_at_2x": min(sum(one.took > DEADLINE_S for one in load.outcomes) for load in twices),
         "refused_at_2x": len(refused),
         "refused_p50_ms": 1000 * float(np.median(refused or [math.nan])),
-        "errors_at_2x": sum(one.status != 503 for one in twice.failures),
+        "errors_at_2x": sum(one.status != 503 for load in twices for one in load.failures),
     }
 
 
@@ -213,13 +242,14 @@ async def filled(url: str, value: bytes) -> Values:
     for start in range(0, 100_000, 50):
         keys = [digest("version", Request("user", now=float(place))) for place in range(start, start + 50)]
         await asyncio.gather(*(kept.get(key, compute) for key in keys))
-    keys = int(await redis.call(lambda one: one.dbsize()))
-    lasting = sum([await redis.call(lambda one, key=key: one.ttl(key)) < 0 async for key in redis._redis.scan_iter()])
     near = kept._near.currsize
+    with Redis.from_url(url) as there:
+        stored = there.keys()
+        lasting = sum(there.ttl(key) < 0 for key in stored)
     return {
         "cache_near_mb": near / 2**20,
-        "cache_redis_keys": keys,
-        "cache_keys_bounded": float(near <= most and keys <= SLOTS and not lasting),
+        "cache_redis_keys": len(stored),
+        "cache_keys_bounded": float(near <= most and len(stored) <= SLOTS and not lasting),
     }
 
 
@@ -232,11 +262,15 @@ def swap(bench: Bench) -> Values:
     (other / "manifest.json").unlink()
     checkpoint.seal(other)
     users = bench.users[:20]
-    best = {
+    scores = {
         checkpoint.verify(one)["model_version"]: bench.aside.submit(first_scores, one, users).result()
         for one in (bench.checkpoint, other)
     }
-    before = checkpoint.verify(bench.checkpoint)["model_version"]
+    told = []  # what publishing writes; a swap is then a rename, as publishing ends with
+    for one in (other, bench.checkpoint):
+        publish(one, bench.alias)
+        told.append(bench.alias.read_bytes())
+    before = bench.answering()
     failures = mixed = late = seen = 0
     for number in range(SWAPS):
         asks = []
@@ -246,26 +280,23 @@ def swap(bench: Bench) -> Values:
             asks.append(ask("/v1/recommend", body | ({"filter": {"deny": [str(bench.version)]}} if place % 2 else {})))
         under_load = bench.loader.submit(steady, bench.port, asks, 4, 4.0, True)
         time.sleep(0.3)
-        change = (lambda: publish(other, bench.alias)) if number == 0 else (lambda: roll_back(bench.alias))
-        change()
+        (bench.folder / "next").write_bytes(told[number % 2])
+        (bench.folder / "next").rename(bench.alias)
         load = under_load.result()
         failures += len(load.failures)
-        told = []
+        heard = []
         for one in sorted(load.outcomes, key=lambda one: one.due + one.took):
             if one.status == 200:
                 answer = json.loads(one.body)
-                told.append((one.client, answer["model_version"]))
+                heard.append((one.client, answer["model_version"]))
                 found = answer["items"][0]["score"]
-                mixed += abs(found - best[told[-1][1]][one.ask % 20]) > 0.01
+                mixed += abs(found - scores[heard[-1][1]][one.ask % 20]) > 0.01
         for client in range(4):
-            versions = [version for who, version in told if who == client]
+            versions = [version for who, version in heard if who == client]
             late += sum(a != b for a, b in zip(versions, versions[1:], strict=False)) > 1  # it went back
         deadline = time.monotonic() + 20
-        while (
-            now := json.loads(bench.steady(bench.fresh(1), 1, keep=True).outcomes[0].body)["model_version"]
-        ) == before:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"swap {number}: the service still answers with {before}")
+        while (now := bench.answering()) == before and time.monotonic() < deadline:
+            time.sleep(0.1)
         seen += now != before
         before = now
     return {"swap_failures": failures, "swap_mixed": mixed + late, "swaps": seen}
@@ -328,7 +359,7 @@ def ann(bench: Bench) -> Values:
 
 
 @contextmanager
-def serving(served: Path, folder: Path, replicas: int = 1) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def serving(served: Path, folder: Path, replicas: int = 1) -> Iterator[tuple[int, psutil.Popen]]:
     port = free_port()
     how = "--alias" if served.is_file() else "--checkpoint"
     options = {
@@ -341,47 +372,41 @@ def serving(served: Path, folder: Path, replicas: int = 1) -> Iterator[tuple[int
 
 
 @contextmanager
-def peer(script: str, *words: str) -> Iterator[int]:
+def peer(script: str, *words: str) -> Iterator[tuple[int, psutil.Popen]]:
     port = free_port()
-    with started([sys.executable, str(ROOT / "bench" / script), *words, str(port)], port):
-        yield port
+    with started([sys.executable, str(ROOT / "bench" / script), *words, str(port)]) as process:
+        yield port, process
 
 
 @contextmanager
-def started(command: Sequence[str], port: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that says Ready, or listens at a port; ended with what it started."""
+def started(command: Sequence[str]) -> Iterator[psutil.Popen]:
+    """A process that has said that it is ready; ended with what it started."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
+    process = psutil.Popen(
         command, stdout=subprocess.PIPE, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     )
     try:
         ready = threading.Event()
         threading.Thread(target=read, args=(process, ready), daemon=True).start()
         deadline = time.monotonic() + START_WITHIN_S
-        while not (ready.is_set() or (port and listens(port))):
+        while not ready.wait(0.1):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(command)}: did not start")
-            time.sleep(0.1)
         yield process
     finally:
         process.terminate()
         try:
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            for child in psutil.Process(process.pid).children(recursive=True):
+        except psutil.TimeoutExpired:
+            for child in process.children(recursive=True):
                 child.kill()
             process.kill()
 
 
-def read(process: subprocess.Popen[bytes], ready: threading.Event) -> None:
+def read(process: psutil.Popen, ready: threading.Event) -> None:
     for line in process.stdout or ():
         if line.startswith(b"Ready"):
             ready.set()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
@@ -390,33 +415,48 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def replicas(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    found = psutil.Process(service.pid).children(recursive=True)
-    return [one for one in found if one.cmdline() and one.cmdline()[0].startswith("ray::ServeReplica")]
+def replicas(service: psutil.Popen) -> list[psutil.Process]:
+    return [
+        one
+        for one in service.children(recursive=True)
+        if one.cmdline() and one.cmdline()[0].startswith("ray::ServeReplica")
+    ]
+
+
+def cpu_s(process: psutil.Popen) -> float:
+    """Of a process and all that it has started, since their beginning."""
+    total = 0.0
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += sum(one.cpu_times()[:2])
+    return total
 
 
 # in the process with the model
 
 
+class Loaded:
+    recommender: Recommender  # of that process
+
+
 def loaded(directory: Path) -> None:
-    global recommender
     torch.set_num_threads(1)
-    recommender = Recommender.load(directory)
+    Loaded.recommender = Recommender.load(directory)
 
 
-def rate_of_batches(users: Sequence[str], first: int, seconds: float) -> float:
-    """Requests/s of the Recommender alone, no two of them the same."""
-    began, done = time.perf_counter(), 0
+def batches(users: Sequence[str], first: int, seconds: float) -> Round:
+    """Of the Recommender alone, no two requests the same."""
+    began, cpu, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         places = range(first + 10**9 + done, first + 10**9 + done + BATCH)
-        recommender.recommend([Request(users[place % len(users)], k=K, now=float(place)) for place in places])
+        Loaded.recommender.recommend([Request(users[place % len(users)], k=K, now=float(place)) for place in places])
         done += BATCH
-    return done / (time.perf_counter() - began)
+    return Round(done / (time.perf_counter() - began), (time.process_time() - cpu) / done)
 
 
 def first_scores(directory: Path, users: Sequence[str]) -> list[float]:
     answers = Recommender.load(directory).recommend([Request(user, k=5) for user in users])
-    return [answer.items[0].score for answer in answers]
+    return [answer.items[0].score for answer in answers if isinstance(answer, Answer)]
 
 
 def items(body: bytes) -> list[str]:

@@ -6,8 +6,9 @@ Shapes: B users, L steps, T = L + 1 outputs, N catalogue rows, n of them needed 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -430,7 +431,7 @@ class SequenceEncoder(nn.Module):
         back_TT = place[:, None] - place
         bias_1HTT = -torch.tensor(self.slopes, device=h_BTD.device)[:, None, None] * back_TT
         bias_1HTT = bias_1HTT.masked_fill(back_TT < 0, -torch.inf)[None]
-        *before, last = self.blocks
+        *before, last = cast("Iterable[Block]", self.blocks)
         for block in before:
             h_BTD = block(h_BTD, bias_1HTT)
         return self.leave(last(h_BTD, bias_1HTT) if at_B is None else last.at(h_BTD, bias_1HTT, at_B))

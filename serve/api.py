@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -118,7 +118,7 @@ class BodyRoute(APIRoute):
     """A route that takes a body reads it as FastAPI would, without the rest of what that does for a request: it took
     longer than an answer that is remembered."""
 
-    def get_route_handler(self) -> Callable[[HttpRequest], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
         if self.body_field is None:
             return super().get_route_handler()
         name, http, model = self.body_field.name, self.dependant.request_param_name, BODIES[self.path]
