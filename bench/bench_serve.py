@@ -305,7 +305,7 @@ def swap(bench: Bench) -> Values:
 def kill(bench: Bench) -> Values:
     """Of two replicas, 5 s after the load has begun. What is in flight on one is about half of the clients."""
     with serving(bench.checkpoint, bench.folder / "two", 2) as (port, service):
-        under_load = bench.loader.submit(steady, port, bench.fresh(40_000), 16, 30.0)
+        under_load = bench.loader.submit(steady, port, bench.fresh(30_000), 16, 20.0)
         time.sleep(5)
         victim = replicas(service)[0]
         victim.kill()
