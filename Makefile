@@ -2,6 +2,7 @@
 # make demo SERVE=0  the same without serving
 # make reproduce DATA=ml-100k|ml-1m|beauty|beauty-cold|journey   the README's quality table of that data, several seeds
 # make bench-train   training beside RecTools, the loop without Ray and its reader; memory; kills
+# make bench-serve   the service under load beside the model in process, a plain app and a no-op; swaps, kills, memory
 # make test          lint, types, every test
 # make clean-demo    forget the demo's run, so that the next one trains anew
 
@@ -21,7 +22,7 @@ REPRODUCE_beauty := amazon-beauty.yaml --seeds 0,1,2,3,4
 REPRODUCE_beauty-cold := amazon-beauty.yaml --seeds 0 name=amazon-beauty-cold data.split.new_items=0.1
 REPRODUCE_journey := complete-journey.yaml --seeds 0,1,2,3,4
 
-.PHONY: demo test lint reproduce bench-train clean-demo
+.PHONY: demo test lint reproduce bench-train bench-serve clean-demo
 
 demo: $(RUN)/checkpoint/manifest.json
 	$(BIN)/mvrec evaluate --config $(CONFIG)
@@ -44,6 +45,13 @@ reproduce: $(VENV)/ready data/ready
 
 bench-train: $(VENV)/ready data/ready .venv-peers/ready
 	$(BIN)/python bench/bench_train.py --peer .venv-peers/bin/python
+
+bench-serve: $(VENV)/bench-ready
+	$(BIN)/python bench/bench_serve.py $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
+$(VENV)/bench-ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
 
 .venv-peers/ready: # RecTools needs an older numpy
 	$(PYTHON) -m venv .venv-peers

@@ -6,8 +6,9 @@ Shapes: B users, L steps, T = L + 1 outputs, N catalogue rows, n of them needed 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -189,10 +190,20 @@ class MVRec(nn.Module):
 
     # users
 
+    def last_vectors(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
+        """Unit vectors [B, D] after the last step of each; the rest as in user_vectors, for less work."""
+        if isinstance(self.fusion, LinearFusion):
+            return self.user_vectors(batch, views, row)[torch.arange(len(row), device=row.device), batch.length]
+        return F.normalize(self.sequence(self._steps(batch, views, row), batch.length).float(), dim=-1)
+
     def user_vectors(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
         """Unit vectors [B, T, D] after each step. `views` of the batch's items, row [B, L] where each step's is."""
         if isinstance(self.fusion, LinearFusion):
             return self._linear_users(views.z[row], views.present[row])
+        return F.normalize(self.sequence(self._steps(batch, views, row)).float(), dim=-1)
+
+    def _steps(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
+        """h [B, T, D]: what is known before any event, then the fused steps."""
         item_nD, _, mass_n = self._fused_items(views)
         step_BLD, mass_BL = F.embedding(row, item_nD), F.embedding(row, mass_n[:, None]).squeeze(-1)
         if self.event_view_names:
@@ -203,7 +214,7 @@ class MVRec(nn.Module):
         h_BTD = torch.cat([first_B1D, step_BLD], 1)
         if self.until is not None:
             h_BTD = h_BTD + self.until(F.pad(batch.time, (1, 0), value=MISSING_TIME), batch.now)
-        return F.normalize(self.sequence(h_BTD).float(), dim=-1)
+        return h_BTD
 
     def step_weights(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
         """W_t [B, L, K] of the item-level views and, but for linear fusion, the event-level views behind them; all zero
@@ -419,15 +430,21 @@ class SequenceEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.leave = nn.LayerNorm(config.dim)
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
+    def forward(self, h_BTD: Tensor, at_B: Tensor | None = None) -> Tensor:
+        """With int64 at_B the output at one place of each, [B, D]: then the last block computes no other."""
         h_BTD = self.dropout(self.enter(h_BTD) + self.position.weight[: h_BTD.shape[1]])
         place = torch.arange(h_BTD.shape[1], device=h_BTD.device)
         back_TT = place[:, None] - place
         bias_1HTT = -torch.tensor(self.slopes, device=h_BTD.device)[:, None, None] * back_TT
         bias_1HTT = bias_1HTT.masked_fill(back_TT < 0, -torch.inf)[None]
-        for block in self.blocks:
+        blocks = list(cast("Iterable[Block]", self.blocks))
+        for block in blocks if at_B is None else blocks[:-1]:
             h_BTD = block(h_BTD, bias_1HTT)
-        return self.leave(h_BTD)
+        if at_B is None:
+            return self.leave(h_BTD)
+        if not blocks:
+            return self.leave(h_BTD[torch.arange(len(at_B), device=at_B.device), at_B])
+        return self.leave(blocks[-1].at(h_BTD, bias_1HTT, at_B))
 
 
 class Block(nn.Module):
@@ -447,6 +464,20 @@ class Block(nn.Module):
         seen = _attention(query, key, value, bias_1HTT)
         h_BTD = h_BTD + self.dropout(self.out(seen.transpose(1, 2).reshape(b, t, d)))
         return h_BTD + self.dropout(self.feed(self.norm_2(h_BTD)))
+
+    def at(self, h_BTD: Tensor, bias_1HTT: Tensor, at_B: Tensor) -> Tensor:
+        """[B, D]: what forward gives at one place of each. The others are looked at, so their keys and values are made,
+        and nothing else of them."""
+        b, t, d = h_BTD.shape
+        there = torch.arange(b, device=at_B.device), at_B
+        normed_BTD = self.norm_1(h_BTD)
+        (query_weight, other_weight), (query_bias, other_bias) = (x.split([d, 2 * d]) for x in self.qkv.parameters())
+        query = F.linear(normed_BTD[there], query_weight, query_bias).view(b, self.heads, 1, d // self.heads)
+        other = F.linear(normed_BTD, other_weight, other_bias).view(b, t, 2, self.heads, d // self.heads)
+        key, value = other.permute(2, 0, 3, 1, 4)
+        seen = _attention(query, key, value, bias_1HTT[0, :, at_B].transpose(0, 1)[:, :, None])
+        h_BD = h_BTD[there] + self.dropout(self.out(seen.reshape(b, d)))
+        return h_BD + self.dropout(self.feed(self.norm_2(h_BD)))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias_1HTT: Tensor) -> Tensor:

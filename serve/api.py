@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -121,6 +123,39 @@ class JSON(Response):
         return content if isinstance(content, bytes) else as_json(content)
 
 
+class BodyRoute(APIRoute):
+    """A route that takes a body reads it as FastAPI would, without the rest of what that does for a request: it took
+    longer than an answer that is remembered."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        if self.body_field is None:
+            return super().get_route_handler()
+        name, http, model = self.body_field.name, self.dependant.request_param_name, BODIES[self.path]
+
+        async def handle(request: HttpRequest) -> Response:
+            values: dict[str, Any] = {name: read_body(model, await request.body())}
+            return await self.endpoint(**values, **({} if http is None else {http: request}))
+
+        return handle
+
+
+def read_body(model: type[BaseModel], body: bytes) -> BaseModel:
+    """Raises what FastAPI would raise."""
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
+    try:
+        value = json.loads(body)
+    except json.JSONDecodeError as error:
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([problem]) from None
+    except (ValueError, RecursionError):
+        raise HTTPException(400) from None
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
+
+
 def create_api(
     backend: Backend, max_in_flight: int, timeout_s: float, lifespan: Lifespan[FastAPI] | None = None
 ) -> FastAPI:
@@ -139,6 +174,7 @@ def create_api(
     if backend.keys:
         api.add_middleware(Keys, keys=backend.keys)
     api.add_middleware(Watching, watch=backend.watch)  # the last one is the outermost
+    api.router.route_class = BodyRoute
     _answer_errors(api)
     _add_model_routes(api, backend)
     _add_item_routes(api, backend)

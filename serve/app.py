@@ -119,6 +119,7 @@ def application(served: str, settings: ServeConfig) -> serve.Application:
         graceful_shutdown_timeout_s=settings.deadline_s,
         health_check_period_s=CHECK_EVERY_S,
         health_check_timeout_s=CHECK_WITHIN_S,
+        logging_config={"enable_access_log": False},  # it names users, and takes a tenth of a quick answer
     )
     files = {"state_dir": str(state), "rules": rules, "audit": audit, "request_log": log, "api_keys": keys}
     return deployment(serve.ingress()(Replica)).bind(str(path), settings.model_dump() | files)

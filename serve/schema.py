@@ -172,7 +172,11 @@ class FilterBody(Strict):
     categories: dict[str, OneOfBody] = Field({}, description='by category view: {"genres": {"any": ["Drama"]}}')
     ranges: dict[str, BetweenBody] = Field({}, description='by number view: {"year": {"min": 1990}}')
 
-    def where(self) -> tuple[Condition, ...]:
+    def wishes(self) -> dict[str, Any]:
+        allow = None if self.allow is None else frozenset(self.allow)
+        return {"allow": allow, "deny": frozenset(self.deny), "where": self._where()}
+
+    def _where(self) -> tuple[Condition, ...]:
         values = [
             OneOf(view, None if one.any is None else frozenset(one.any), frozenset(one.none))
             for view, one in self.categories.items()
@@ -205,15 +209,8 @@ class ListBody(Strict):
     )
 
     def _wishes(self) -> dict[str, Any]:
-        limits = self.filter or FilterBody()
-        return {
-            "k": self.k,
-            "allow": None if limits.allow is None else frozenset(limits.allow),
-            "deny": frozenset(limits.deny),
-            "where": limits.where(),
-            "diversity": self.diversity,
-            "caps": tuple(self.caps.items()),
-        }
+        filters = {} if self.filter is None else self.filter.wishes()
+        return {"k": self.k, "diversity": self.diversity, "caps": tuple(self.caps.items()), **filters}
 
 
 class RecommendBody(UserBody, ListBody):

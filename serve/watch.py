@@ -87,12 +87,14 @@ class Watch:
             code = found[1].decode()
         elif found := ANSWER.match(answer):
             version, rung, unknown, degraded = (part if part is None else part.decode() for part in found.groups())
-        metrics.requests.labels(route, status, code).inc()
-        metrics.request_seconds.labels(route, version or "").observe(seconds)
+        metrics.labelled(metrics.requests, route, status, code).inc()
+        metrics.labelled(metrics.request_seconds, route, version or "").observe(seconds)
         if rung is not None:
-            metrics.answers.labels(route, rung, version).inc()
-            metrics.unknown_items.inc(int(unknown or 0))
-            metrics.degraded.inc(degraded is not None)
+            metrics.labelled(metrics.answers, route, rung, version).inc()
+            if unknown != "0":
+                metrics.unknown_items.inc(int(unknown or 0))
+            if degraded is not None:
+                metrics.degraded.inc()
         if self._log is not None:
             line = {
                 "time": round(time.time(), 3),

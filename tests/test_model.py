@@ -60,6 +60,18 @@ def test_a_later_event_does_not_change_earlier_vectors(tiny_encoder, plain_data,
     assert (after[at + 1 :] - before[at + 1 :]).abs().amax(-1).min() > 1e-4
 
 
+@pytest.mark.parametrize("settings", ["model.fusion=gated", "model.fusion=linear", "model.blocks=0"])
+def test_the_last_vectors_are_those_of_all(tiny_encoder, plain_data, settings):
+    model = build(tiny_encoder, plain_data, "model.blocks=2", settings).eval()
+    histories = plain_data.histories(model.config)
+    examples = read((7, 8), (4, 0), (3, 5))
+    batch = collate(histories, examples)
+    with torch.no_grad():
+        last = model.last_vectors(batch, catalogue(model)[0], batch.item)
+    every = vectors(model, histories, examples)
+    torch.testing.assert_close(last, torch.stack([every[0, 8], every[1, 0], every[2, 5]]), atol=1e-6, rtol=0)
+
+
 def test_when_the_next_event_is_asked_for_counts_once_known(tiny_encoder, plain_data):
     model = build(tiny_encoder, plain_data)
     histories = plain_data.histories(model.config)
