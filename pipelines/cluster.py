@@ -23,16 +23,28 @@ def connect(min_cpus: int = 1) -> None:
         address = os.environ.get("RAY_ADDRESS", "local")
         options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            _start(address, options)
         except ConnectionError:
             raise ResourceError(f"RAY_ADDRESS: no Ray cluster answers at '{address}'") from None
-        except Exception as error:  # Ray has no class of its own for it
-            if "timed out" not in str(error):
-                raise
-            raise ResourceError("Ray did not start in its time; this machine may be too busy: try again") from None
     cpus = ray.cluster_resources().get("CPU", 0)
     if cpus < min_cpus:
         raise ResourceError(f"expected a cluster with {min_cpus} cores, found {cpus:g}")
+
+
+def _start(address: str, options: dict[str, Any]) -> None:
+    """Twice, since Ray gives itself 30 s, which may be too few for a machine that does much else."""
+    for last in (False, True):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except ConnectionError:
+            raise
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out" not in str(error):
+                raise
+            ray.shutdown()
+            if last:
+                raise ResourceError("Ray did not start in its time; this machine may be too busy: try again") from None
 
 
 def cores() -> int:
