@@ -32,8 +32,8 @@ def connect(min_cpus: int = 1) -> None:
 
 
 def _start(address: str, options: dict[str, Any]) -> None:
-    """Twice, since Ray gives itself 30 s, which may be too few for a machine that does much else."""
-    for last in (False, True):
+    """On this machine twice: Ray gives itself 30 s, which may be too few where much else is done."""
+    for last in (False, True) if address == "local" else (True,):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
             return
