@@ -26,6 +26,7 @@ ORDER = (
     "encoders",
     "repeats",
     "fusion",
+    "sequence_encoder",
     "losses",
     "metrics",
     "paired",
