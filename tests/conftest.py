@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from redis_server import RedisServer
+from redis_server import RedisServer, needs_redis
 
 from mvrec_core import checkpoint as checkpoints
 from mvrec_core import ranking, training
@@ -111,6 +111,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     started = RedisServer(tmp_path_factory.mktemp("redis"))
     yield started
     started.kill()
+
+
+@pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What replicas have to be told to share what they keep."""
+    state = {"state_dir": str(tmp_path / "state")}
+    if request.param == "file":
+        yield state
+        return
+    server = RedisServer(tmp_path)
+    yield {"redis_url": server.url, **state}
+    server.kill()
 
 
 # with Ray

@@ -23,17 +23,6 @@ from serve.app import Replica
 LATER = 60.0 + max(float(row["timestamp"]) for row in tiny.event_rows() if row["user_id"] == "u003")
 
 
-@pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])
-def store(request, tmp_path) -> Iterator[dict[str, str]]:
-    """What replicas have to be told to share what they keep."""
-    if request.param == "file":
-        yield {"state_dir": str(tmp_path / "state")}
-        return
-    server = RedisServer(tmp_path)
-    yield {"redis_url": server.url}
-    server.kill()
-
-
 @pytest.fixture
 def replicas(plain_checkpoint, tmp_path) -> Iterator[list[TestClient]]:
     """Two, over one file."""

@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,16 +29,6 @@ from serve.watch import RequestLog, Watch
 
 ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "docs" / "deploy" / "grafana.json"
-
-
-@pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])
-def store(request, tmp_path) -> Iterator[dict[str, str]]:
-    if request.param == "file":
-        yield {"state_dir": str(tmp_path / "state")}
-        return
-    server = RedisServer(tmp_path)
-    yield {"redis_url": server.url, "state_dir": str(tmp_path / "state")}
-    server.kill()
 
 
 @pytest.fixture(scope="module")
