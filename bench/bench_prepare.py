@@ -161,7 +161,7 @@ def _ours(name: str, source: Path, out: Path, cpus: int) -> Work:
 
     import ray.data
 
-    from mvrec_core.config import parse_config
+    from mvrec_core.reading import parse_config
     from pipelines.prepare import prepare
 
     began = time.perf_counter()

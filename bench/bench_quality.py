@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mvrec_core.config import load_config
+from mvrec_core.reading import load_config
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain

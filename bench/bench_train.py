@@ -37,7 +37,8 @@ import torch
 from mvrec_core import training
 from mvrec_core.batch import Batch, collate, rounded
 from mvrec_core.checkpoint import new_model
-from mvrec_core.config import Config, load_config
+from mvrec_core.config import Config
+from mvrec_core.reading import load_config
 from mvrec_core.sequences import Examples, train_examples
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers

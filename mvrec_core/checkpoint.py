@@ -31,11 +31,12 @@ from safetensors.torch import load_file, save_file
 
 from mvrec_core import graph
 from mvrec_core.catalog import FIRST, Catalog
-from mvrec_core.config import Config, parse_config
+from mvrec_core.config import Config
 from mvrec_core.drift import Reference
 from mvrec_core.errors import CheckpointError, MVRecError
 from mvrec_core.features import Fitted
 from mvrec_core.model import MVRec
+from mvrec_core.reading import parse_config
 from mvrec_core.sequences import VALID, Histories
 from mvrec_core.shards import Shards
 

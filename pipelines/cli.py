@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mvrec_core.config import Config, load_config
+from mvrec_core.config import Config
 from mvrec_core.errors import ConfigError, MVRecError
+from mvrec_core.reading import load_config
 
 app = typer.Typer(
     help="Turns behaviour logs into a real-time recommender.",

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import torch
 
 from mvrec_core import checkpoint
-from mvrec_core.config import parse_config
 from mvrec_core.errors import MVRecError, RequestError
+from mvrec_core.reading import parse_config
 from mvrec_core.recommender import Recommender
 from pipelines.cluster import connect, cores
 from pipelines.files import write_parquet, write_text

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mvrec_core.config import Config, LogUniformSpace, Space, TuneConfig, UniformSpace, WholeSpace, check_value
+from mvrec_core.config import Config, LogUniformSpace, Space, TuneConfig, UniformSpace, WholeSpace
 from mvrec_core.errors import ConfigError
+from mvrec_core.reading import check_value
 from mvrec_core.training import CHOSEN_BY
 from pipelines import files
 

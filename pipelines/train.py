@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from mvrec_core import checkpoint, pretraining, ranking, training
-from mvrec_core.config import Config, parse_config
+from mvrec_core.config import Config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
+from mvrec_core.reading import parse_config
 from mvrec_core.reference import reference
 from mvrec_core.resume import States
 from mvrec_core.sequences import TEST, VALID

@@ -22,8 +22,9 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from mvrec_core.config import ChoiceSpace, Config, Space, WholeSpace, changed, parse_config
+from mvrec_core.config import ChoiceSpace, Config, Space, WholeSpace
 from mvrec_core.errors import MVRecError, ResourceError
+from mvrec_core.reading import changed, parse_config
 from mvrec_core.training import CHOSEN_BY
 from pipelines import datasets, files, study, trackers
 from pipelines.cluster import connect

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mvrec_core.config import Config, ServeConfig, parse_config
+from mvrec_core.config import Config, ServeConfig
 from mvrec_core.errors import CheckpointError, ConfigError
+from mvrec_core.reading import parse_config
 
 
 def serve_settings(checkpoint: str | Path, changes: dict[str, Any]) -> ServeConfig:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from mvrec_core.config import Config, parse_config
+from mvrec_core.config import Config
+from mvrec_core.reading import parse_config
 from pipelines.prepare import prepare
 
 EVENTS = [  # user, item, timestamp, rating

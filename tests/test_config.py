@@ -4,8 +4,8 @@ import pytest
 import tiny
 from pydantic import ValidationError
 
-from mvrec_core.config import load_config, parse_config
 from mvrec_core.errors import ConfigError
+from mvrec_core.reading import load_config, parse_config
 
 
 def refused(tmp_path, text, *overrides):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvrec_core.config import load_config
+from mvrec_core.reading import load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "pipelines" / "configs").glob("*.yaml"))

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.serve.schema import ServeDeploySchema
 
-from mvrec_core.config import load_config
+from mvrec_core.reading import load_config
 from serve.app import BuildArgs
 
 ROOT = Path(__file__).parent.parent

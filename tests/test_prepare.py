@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from logs import EVENTS, config_of, histories, run, write_events
 
-from mvrec_core.config import Config, load_config
+from mvrec_core.config import Config
+from mvrec_core.reading import load_config
 
 pytestmark = pytest.mark.ray
 

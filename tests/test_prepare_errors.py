@@ -7,8 +7,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from mvrec_core.config import parse_config
 from mvrec_core.errors import DataError, MVRecError
+from mvrec_core.reading import parse_config
 from pipelines.prepare import prepare
 
 pytestmark = pytest.mark.ray

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvrec_core.config import Config, parse_config
+from mvrec_core.config import Config
 from mvrec_core.errors import ConfigError, DataError
+from mvrec_core.reading import parse_config
 from pipelines import spool, tables
 
 POLICIES = ["newest", "most_frequent", "error"]

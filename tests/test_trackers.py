@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from mvrec_core.config import load_config
 from mvrec_core.errors import ConfigError
 from mvrec_core.metrics import NAMES as METRICS
 from mvrec_core.metrics import RankingSums
+from mvrec_core.reading import load_config
 from mvrec_core.training import Epoch
 from pipelines import trackers
 

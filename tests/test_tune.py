@@ -9,8 +9,8 @@ import pytest
 import ray
 import yaml
 
-from mvrec_core.config import load_config
 from mvrec_core.errors import ConfigError, DataError, ResourceError
+from mvrec_core.reading import load_config
 from pipelines import study
 from pipelines.study import Study
 from pipelines.train import train

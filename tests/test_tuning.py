@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from mvrec_core import tuning
-from mvrec_core.config import TextEncoderConfig, parse_config
+from mvrec_core.config import TextEncoderConfig
 from mvrec_core.errors import ConfigError
+from mvrec_core.reading import parse_config
 from mvrec_core.text import TextEncoder
 
 TEXTS = ["title: 流浪地球", "title: b", None, "title: a longer one 12", "title: b"]

@@ -11,8 +11,9 @@ import torch
 
 from mvrec_core.catalog import Catalog, Vocabulary
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import Config, load_config
+from mvrec_core.config import Config
 from mvrec_core.features import Fitted
+from mvrec_core.reading import load_config
 from mvrec_core.sequences import TEST, TRAIN, VALID
 
 CONFIG = Path(__file__).parent.parent / "pipelines" / "configs" / "tiny.yaml"
