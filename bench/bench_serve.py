@@ -192,7 +192,7 @@ def answers(bench: Bench) -> Values:
     for user, item in zip(*(pq.read_table(out)[name].to_pylist() for name in ("user_id", "item_id")), strict=True):
         lists.setdefault(user, []).append(item)
     wanted = dict(itertools.islice(lists.items(), 1000))
-    load = bench.steady([ask("/v1/recommend", {"user_id": user, "k": K}) for user in wanted], keep=True)
+    load = bench.steady([ask("/v1/recommend", {"user_id": user, "k": K, "now": None}) for user in wanted], keep=True)
     by_user = list(wanted.values())
     equal = sum(one.status == 200 and items(one.body) == by_user[one.ask] for one in load.outcomes)
     draw = np.random.default_rng(0)
@@ -276,7 +276,7 @@ def swap(bench: Bench) -> Values:
         asks = []
         for place in range(4000):
             bench.version += 1
-            body = {"user_id": users[place % 20], "k": 5}
+            body = {"user_id": users[place % 20], "k": 5, "now": None}
             asks.append(ask("/v1/recommend", body | ({"filter": {"deny": [str(bench.version)]}} if place % 2 else {})))
         under_load = bench.loader.submit(steady, bench.port, asks, 4, 4.0, True)
         time.sleep(0.3)

@@ -33,6 +33,7 @@ from mvrec_core import graph
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.config import Config
 from mvrec_core.drift import Reference
+from mvrec_core.encoders import GAPS, gap_bucket
 from mvrec_core.errors import CheckpointError, MVRecError
 from mvrec_core.features import Fitted
 from mvrec_core.model import MVRec
@@ -73,10 +74,14 @@ class Checkpoint:
 def new_model(config: Config, data: Data, shards: Shards, before: int = VALID) -> MVRec:
     """An untrained model for the events of the splits below `before`; the same seed gives the same weights."""
     torch.manual_seed(config.seed)
-    counts = np.zeros(FIRST + len(data.catalog), np.int64)
+    counts, gaps = np.zeros(FIRST + len(data.catalog), np.int64), np.zeros(GAPS, np.int64)
     for histories in shards:
-        counts += np.bincount(histories.item[histories.split < before], minlength=len(counts))
+        learnt = histories.before(before)
+        counts += np.bincount(learnt.item, minlength=len(counts))
+        gaps += np.bincount(gap_bucket(*map(torch.from_numpy, learnt.gaps())), minlength=GAPS)
     model = MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
+    if model.until is not None:
+        model.until.learn_from(gaps)
     for name, view in config.views.items():
         if view.kind == "graph":
             found = graph.vectors(shards, len(counts), before, view.size, view.window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.features import MISSING_TIME
 
 SECOND = 1_000_000  # in microseconds
+RARE = 0.001  # share of all gaps
 GAPS = 32  # buckets of a time gap, powers of two of a second; the last is for an unknown gap
 
 
@@ -96,9 +98,9 @@ class TimeEncoder(nn.Module):
 
 class GapEncoder(nn.Module):
     """The time from a step until what follows it, up to now for the last one: time, now int64 [B, T] in microseconds
-    -> [B, T, D]. A gap longer than any in training counts as the longest there."""
+    -> [B, T, D]. A gap longer than nearly all of training's counts as the longest that is well known there."""
 
-    longest: Tensor
+    longest: Tensor  # its bucket
 
     def __init__(self, dim: int):
         super().__init__()
@@ -106,12 +108,15 @@ class GapEncoder(nn.Module):
         nn.init.normal_(self.gap.weight, std=dim**-0.5)
         self.register_buffer("longest", torch.tensor(0))
 
+    def learn_from(self, counts: np.ndarray) -> None:
+        """counts [GAPS]: gaps of training by bucket. Those beyond the last bucket that holds a thousandth of them are
+        too few to be told apart: a user who comes back after years is one who comes back after months."""
+        often = np.flatnonzero(counts[: GAPS - 1] >= RARE * counts[: GAPS - 1].sum().clip(min=1))
+        self.longest.fill_(int(often.max(initial=0)))
+
     def forward(self, time: Tensor, now: Tensor) -> Tensor:
         bucket = gap_bucket(time, now)
-        known = bucket < GAPS - 1
-        if self.training:
-            self.longest.copy_(torch.maximum(self.longest, (bucket * known).max()))
-        return self.gap(torch.where(known, bucket.minimum(self.longest), bucket))
+        return self.gap(torch.where(bucket < GAPS - 1, bucket.minimum(self.longest), bucket))
 
 
 def calendar(time: Tensor) -> tuple[Tensor, Tensor]:

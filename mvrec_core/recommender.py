@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from mvrec_core.config import Config
 from mvrec_core.diversity import pick
 from mvrec_core.errors import ConfigError, RequestError
 from mvrec_core.explanations import Explainer, Explanation, ViewUse, user_weights, view_use
+from mvrec_core.features import MISSING_TIME
 from mvrec_core.index import NOTHING, TopK, best, top_k
 from mvrec_core.live_items import Items, encode
 from mvrec_core.masking import hide_histories, hide_items
@@ -249,6 +251,31 @@ class Recommender:
         allowed = wanted.index_fill(1, self._blocked, False)
         return self._list(*self._lists([request], Users.plain(self._items[[index]]), self._items, allowed)[0])
 
+    def excludes_seen(self, request: Request) -> bool:
+        return self.config.evaluate.exclude_seen if request.exclude_seen is None else request.exclude_seen
+
+    def moment(self, request: Request, clock: float) -> float | None:
+        """The request's `now` in Unix seconds. Of "clock" it is the last moment until then that is a power of two of
+        seconds after the user's last event: the model tells gaps apart by these, so answers can be remembered. None for
+        a model without a time view, or where no time of a last event is known."""
+        if request.now != "clock":
+            return request.now
+        last = self._last_time(request)
+        if last is None or self._model.until is None:
+            return None
+        gap = int(clock - last)
+        return last + (1 << gap.bit_length() - 1 if gap > 0 else 0)
+
+    def _last_time(self, request: Request) -> float | None:
+        """Of the user's last event, in Unix seconds."""
+        if request.events or request.live:
+            return (request.events or request.live)[-1].timestamp
+        row = self._rows.get(request.user_id, -1) if request.user_id is not None else -1
+        stored = self._histories.events_of(row) if row >= 0 else slice(0, 0)
+        if stored.start == stored.stop or self._histories.time[stored.stop - 1] == MISSING_TIME:
+            return None
+        return float(self._histories.time[stored.stop - 1]) / MICROSECONDS
+
     def history(self, user_id: str, limit: int, live: Sequence[Event] = ()) -> list[dict[str, Any]]:
         """The newest `limit` events of a user, newest first: item_id, display, timestamp in Unix seconds, and whether
         it is one of the live ones, which follow the stored. Raises RequestError for a user with neither."""
@@ -342,20 +369,24 @@ class Recommender:
         """The catalogue's ids in index order."""
         return self._data.catalog.table["item_id"].to_pylist()
 
-    def lists(self, stage: str, k: int, users: slice = slice(None)) -> pa.Table:
+    def lists(self, stage: str, k: int, users: slice = slice(None), now: int | None = None) -> pa.Table:
         """user_id, rank (from 1), item_id, score for stored users: "test" from what came before the test event, the
         lists that the metrics are computed from; "live" from all history. Raises RequestError for a bad k.
 
+        now: of "live", when they will be read, in microseconds; None: it is not known
         users: which of them; where it begins at a multiple of evaluate.batch_size the lists are the same to the bit
         """
         self._check_k(k)
+        histories = self._histories
+        if stage == "live" and now is not None:
+            histories = replace(histories, now=np.full_like(histories.now, now))
         examples = (
-            live_examples(self._histories, self._max_len)
+            live_examples(histories, self._max_len)
             if stage == "live"
-            else stage_examples(self._histories, stage, self._max_len)
+            else stage_examples(histories, stage, self._max_len)
         )
         columns: dict[str, list[Any]] = {"user_id": [], "rank": [], "item_id": [], "score": []}
-        for part, encoded, _ in self._encoded(examples[users]):
+        for part, encoded, _ in self._encoded(examples[users], histories=histories):
             for user, (index, score) in zip(
                 part.user.tolist(), self._best(encoded, self._seen_before(part), k), strict=True
             ):
@@ -376,10 +407,15 @@ class Recommender:
 
     @torch.no_grad()
     def _encoded(
-        self, examples: Examples, hidden: Collection[str] = (), timed: bool = True
+        self,
+        examples: Examples,
+        hidden: Collection[str] = (),
+        timed: bool = True,
+        histories: Histories | None = None,
     ) -> Iterator[tuple[Examples, Users, torch.Tensor]]:
-        """Some examples at a time, their users and the catalogue's vectors [N, D], without the hidden views."""
-        views, items, histories = self._views, self._items, self._histories
+        """Some examples at a time, of the stored histories or others, their users and the catalogue's vectors [N, D],
+        without the hidden views."""
+        views, items, histories = self._views, self._items, histories or self._histories
         if hidden:
             views = hide_items(views, self.config, hidden)
             items, histories = self._model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
@@ -424,7 +460,7 @@ class Recommender:
         filters = []
         for place, request in enumerate(requests):
             seen = histories.item[histories.events_of(place)]
-            filters.append(self._filter(seen, request.exclude_seen, request))
+            filters.append(self._filter(seen, self.excludes_seen(request), request))
         wanted = eligible(filters, len(self._items), self._device)
         mask = wanted.index_fill(1, self._blocked, False) if len(self._blocked) else wanted
         rungs = [self._rung(user) for user in users]
@@ -456,13 +492,15 @@ class Recommender:
         return Users.together([there[key] for key in keys])
 
     def _with_live(self, request: Request) -> Request:
-        """The request with those live events alone that the stored history does not hold already, because the model has
-        been trained since, and that this model can read: another one took them in."""
+        """The request at a moment, with those live events alone that the stored history does not hold already, because
+        the model has been trained since, and that this model can read: another one took them in."""
+        if request.now == "clock":
+            request = replace(request, now=self.moment(request, time.time()))
         if not request.live:
             return request
         stored = set(self._stored(request.user_id))
         times = microseconds([event.timestamp for event in request.live]).tolist()
-        live = [e for e, time in zip(request.live, times, strict=True) if (e.item_id, time) not in stored]
+        live = [e for e, at in zip(request.live, times, strict=True) if (e.item_id, at) not in stored]
         if not self._readable(live):
             live = [event for event in live if self._readable([event])]
         return replace(request, live=tuple(live))
@@ -617,9 +655,8 @@ class Recommender:
         """The requests' users as histories of their own: the stored events, then the request's."""
         fresh = read_events(self.config, self._data, [request.live + request.events for request in requests])
         rows = [self._rows.get(request.user_id, -1) if request.user_id is not None else -1 for request in requests]
-        histories = replace(
-            continued(self._histories, rows, fresh), now=microseconds([request.now for request in requests])
-        )
+        moments = [self.moment(request, time.time()) for request in requests]
+        histories = replace(continued(self._histories, rows, fresh), now=microseconds(moments))
         known = [int((histories.item[histories.events_of(b)] >= FIRST).sum()) for b in range(len(requests))]
         unknown = [int((fresh.item[fresh.events_of(b)][len(r.live) :] < FIRST).sum()) for b, r in enumerate(requests)]
         return histories, [_User(*user) for user in zip(rows, known, unknown, strict=True)]

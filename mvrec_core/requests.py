@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -36,6 +36,7 @@ class Event:
 class Request:
     """A known user, a list of events, or both: then the events follow the stored history.
 
+    now: "clock": when it is read, see Recommender.moment; None: the model is not told
     allow: the only items that may come, None for all; deny wins over it
     where: conditions on items, all of which have to hold
     diversity: 0 .. 1, how much unlikeness to the items before it counts against an item's score
@@ -45,14 +46,14 @@ class Request:
     user_id: str | None = None
     events: tuple[Event, ...] = ()
     k: int = 10
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None  # None: as evaluate.exclude_seen has it
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
     where: tuple[Condition, ...] = ()
     diversity: float = 0.0
     caps: tuple[tuple[str, int], ...] = ()
     explain: bool = False
-    now: float | None = None  # when it is asked, in Unix seconds, for models with a time view
+    now: float | Literal["clock"] | None = None  # when it is asked, in Unix seconds, for models with a time view
     live: tuple[Event, ...] = ()  # what the service has heard of the user: after the stored history, before `events`
     model_version: str | None = None  # of the versions that a service has, the one that is to answer
 

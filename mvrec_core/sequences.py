@@ -79,6 +79,13 @@ class Histories:
             event={name: values[kept] for name, values in self.event.items()},
         )
 
+    def gaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """The times of each two neighbouring events of a user, int64 [n] of the earlier and of the later."""
+        inside = np.ones(max(0, len(self.time) - 1), bool)
+        ends = self.offsets[1:-1] - 1
+        inside[ends[(ends >= 0) & (ends < len(inside))]] = False
+        return self.time[:-1][inside], self.time[1:][inside]
+
     def events_of(self, user: int, stop: int | None = None) -> slice:
         """The rows of a user's first `stop` events, or of all."""
         start = int(self.offsets[user])

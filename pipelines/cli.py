@@ -123,12 +123,17 @@ def recommend(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
     stage: Annotated[Stage, typer.Option(help="test: the lists of the metrics; live: from all history")] = Stage.live,
     k: Annotated[int, typer.Option(help="items a user")] = 20,
+    now: Annotated[str | None, typer.Option(help="live: when they will be read, in ISO-8601; else not known")] = None,
     overrides: Overrides = None,
 ) -> None:
     """The top-k lists of every stored user: user_id, rank, item_id, score."""
+    from mvrec_core.schema import instant
     from pipelines import recommend as verb
 
-    verb.recommend(_checkpoint(config, checkpoint, overrides), stage.value, k, out)
+    if now is not None and stage is not Stage.live:
+        raise ConfigError(f"--now: expected with --stage live alone, found --stage {stage.value}")
+    moment = None if now is None else instant(now, "--now")
+    verb.recommend(_checkpoint(config, checkpoint, overrides), stage.value, k, out, now=moment)
 
 
 @app.command(context_settings=PASSED_ON)

@@ -27,22 +27,30 @@ USERS = 10_000  # of a block, about
 
 @dataclass(frozen=True)
 class Lists:
-    """What is asked for: the lists of all users, `block` of them a part file in `parts`."""
+    """What is asked for: the lists of all users, `block` of them a part file in `parts`, as of `now` microseconds."""
 
     checkpoint: str
     stage: str  # "valid", "test" or "live"
     k: int
     parts: str
     block: int
+    now: int | None
 
     def path(self, number: int) -> Path:
         return Path(self.parts) / f"part-{number:05d}.parquet"
 
 
 def recommend(
-    directory: Path, stage: str, k: int, out: Path, log: Callable[[str], None] = print, users: int = USERS
+    directory: Path,
+    stage: str,
+    k: int,
+    out: Path,
+    log: Callable[[str], None] = print,
+    users: int = USERS,
+    now: int | None = None,
 ) -> int:
-    """Writes user_id, rank, item_id, score; the rows written. stage: "valid", "test" or "live".
+    """Writes user_id, rank, item_id, score; the rows written. stage: "valid", "test" or "live"; then `now` is when the
+    lists will be read, in microseconds, None where that is not known.
 
     The lists are those of `Recommender.lists`, whole batches of it a block. Blocks stand in <out>.parts until all are
     there, so a run that was stopped goes on with those that are missing. Raises CheckpointError, RequestError.
@@ -51,8 +59,8 @@ def recommend(
     config = parse_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), str(directory))
     batch = config.evaluate.batch_size
     parts = out.absolute().with_name(f"{out.name}.parts")
-    lists = Lists(str(directory.absolute()), stage, k, str(parts), batch * max(1, users // batch))
-    _go_on(parts, {"model_version": version, "stage": stage, "k": k, "block": lists.block}, log)
+    lists = Lists(str(directory.absolute()), stage, k, str(parts), batch * max(1, users // batch), now)
+    _go_on(parts, {"model_version": version, "stage": stage, "k": k, "block": lists.block, "now": now}, log)
     blocks = range(-(-pq.read_metadata(directory / "users.parquet").num_rows // lists.block))
     missing = [number for number in blocks if not lists.path(number).exists()]
     try:
@@ -111,7 +119,8 @@ class Lister:
 
     def write(self, number: int) -> int:
         users = slice(number * self.lists.block, (number + 1) * self.lists.block)
-        write_parquet(self.lists.path(number), self.recommender.lists(self.lists.stage, self.lists.k, users))
+        lists = self.recommender.lists(self.lists.stage, self.lists.k, users, self.lists.now)
+        write_parquet(self.lists.path(number), lists)
         return number
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

@@ -40,7 +40,7 @@ from serve.schema import (
     score_values,
     similar_values,
 )
-from serve.sessions import LiveEvent, live_events, open_sessions
+from serve.sessions import LiveEvent, live_events, newest_event, open_sessions
 from serve.settings import serve_settings
 from serve.snapshots import open_snapshots
 from serve.threads import TorchThread
@@ -194,6 +194,7 @@ class Replica:
         with self._metrics.state.time():
             recommender = await self._versions.of(request).catch_up()
             row, degraded = await self._row(request.user_id)
+            request = _at_a_moment(recommender, request, row)
 
         async def answer() -> bytes:
             asked = replace(request, live=live_events(row))
@@ -211,7 +212,7 @@ class Replica:
         recommender = await self._versions.of(request).catch_up()
         row, degraded = await self._row(request.user_id)
         new = any(candidate.features is not None for candidate in candidates)
-        asked = replace(request, live=live_events(row))
+        asked = replace(_at_a_moment(recommender, request, row), live=live_events(row))
         scored = await self._in_thread(recommender.score, asked, candidates, thread=self._cold if new else self._thread)
         return as_json(score_values(recommender.model_version, *scored, degraded))
 
@@ -266,7 +267,7 @@ class Replica:
     def _observe(self, recommender: Recommender, request: Request, answer: Answer) -> None:
         version, reference = recommender.model_version, recommender.reference
         self._metrics.used(version, reference, recommender.view_use(request))
-        if answer.items and answer.rung != "popularity" and as_the_reference(request):
+        if answer.items and answer.rung != "popularity" and as_the_reference(recommender, request):
             best = max(item.score for item in answer.items)
             self._metrics.scored(version, reference, best, request.now is not None)
         self._metrics.items.labels(version).set(recommender.n_items)
@@ -275,9 +276,17 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(thread or self._thread, function, *args)
 
 
-def as_the_reference(request: Request) -> bool:
-    """Whether the best item of its answer may be any but those of the history, as with the checkpoint's reference."""
-    return request.exclude_seen and request.allow is None and not (request.deny or request.where)
+def _at_a_moment(recommender: Recommender, request: Request, row: str) -> Request:
+    """A request with a time for "clock"; `row` are the live events of its user."""
+    if request.now != "clock":
+        return request
+    return replace(request, now=recommender.moment(replace(request, live=newest_event(row)), time.time()))
+
+
+def as_the_reference(recommender: Recommender, request: Request) -> bool:
+    """Whether the best item of its answer may be any that evaluation ranks, as with the checkpoint's reference."""
+    seen_too = recommender.config.evaluate.exclude_seen != recommender.excludes_seen(request)
+    return not seen_too and request.allow is None and not (request.deny or request.where)
 
 
 def _replica_name() -> str:

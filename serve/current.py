@@ -16,6 +16,8 @@ from serve.items import ItemStore, same_store
 from serve.live_file import LiveFile
 from serve.rules import report
 
+PATIENCE_S = 0.1  # for what other replicas have changed
+
 
 class Current:
     """Follows a store of items and a file of rules. To be used from one event loop.
@@ -32,14 +34,33 @@ class Current:
         self._rules = rules
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="current")
+        self._following: asyncio.Task[Recommender] | None = None
+        self._followed_once = False
 
     async def catch_up(self) -> Recommender:
-        """The Recommender with all that any replica was told before. Without the store, with what is here."""
+        """The Recommender with all that any replica was told before. Without the store, with what is here.
+
+        Where texts of new items have to be read, which may take seconds, nobody waits longer than PATIENCE_S but the
+        first who ever asks: till then it is the one without these items, and after PATIENCE_S without removed ones.
+        """
         if self._behind(await self._version()):
+            if self._following is None or self._following.done():
+                self._following = asyncio.create_task(self.follow())
+            within_s = PATIENCE_S if self._followed_once else None
+            done, _ = await asyncio.wait({self._following}, timeout=within_s)
+            for following in done:
+                following.result()
+        self._followed_once = True
+        return self.recommender
+
+    async def follow(self) -> Recommender:
+        """The same, and it waits."""
+        while self._behind(await self._version()):
             async with self._lock:  # those who come meanwhile wait for the same work
                 version = await self._version()
                 if self._behind(version):
                     await self._follow(version)
+        self._followed_once = True
         return self.recommender
 
     async def put(self, items: Sequence[Item]) -> Recommender:
@@ -47,7 +68,7 @@ class Current:
         is wrong, StateUnavailable."""
         await self._run(self.recommender.check_items, [item for item in items if item.features is not None])
         await self._store.put(items)
-        return await self.catch_up()
+        return await self.follow()
 
     async def _version(self) -> int:
         """The store's; while it is away, that of what is here."""
@@ -76,6 +97,9 @@ class Current:
                 report(error)
         with suppress(StateUnavailable):
             last, items = await self._store.since(now.items_version)
+            removed = [item for item in items if item.features is None]
+            if removed and len(removed) < len(items):
+                self.recommender = await self._run(now.with_items, removed, -last)  # no version of a store
             if last != now.items_version:
                 now = await self._run(self._with_items, now, items, last)
         self.recommender = now

@@ -101,18 +101,15 @@ def _json_kind(value: object) -> str:
 Id = Annotated[
     str, BeforeValidator(_id), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "examples": ["196"]})
 ]
-Seconds = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": FIRST_SECOND, "maximum": LAST_SECOND},
-                {"type": "string", "format": "date-time"},
-            ],
-            "examples": [881250949],
-        }
-    ),
+MOMENTS: list[dict[str, Any]] = [
+    {"type": "number", "minimum": FIRST_SECOND, "maximum": LAST_SECOND},
+    {"type": "string", "format": "date-time"},
+]
+Seconds = Annotated[float, BeforeValidator(_seconds), WithJsonSchema({"anyOf": MOMENTS, "examples": [881250949]})]
+Now = Annotated[
+    float | Literal["clock"],
+    BeforeValidator(lambda value: value if value == "clock" else _seconds(value)),
+    WithJsonSchema({"anyOf": [*MOMENTS, {"const": "clock"}], "examples": [881250949]}),
 ]
 
 
@@ -189,7 +186,11 @@ class UserBody(Strict):
 
     user_id: Id | None = None
     events: tuple[EventBody, ...] = Field((), description="in the order in which they happened")
-    now: Seconds | None = Field(None, description="when it is asked, for a model with a time view; unknown if left out")
+    now: Now | None = Field(
+        "clock",
+        description='when it is asked, for a model with a time view: a time, or "clock" for the service\'s own, '
+        "or null for a time that is not known",
+    )
     model_version: ModelVersion | None = None
 
     def _events(self) -> tuple[Event, ...]:
@@ -214,7 +215,9 @@ class ListBody(Strict):
 
 
 class RecommendBody(UserBody, ListBody):
-    exclude_seen: bool = Field(True, strict=True, description="leave out the items of the history")
+    exclude_seen: bool | None = Field(
+        None, strict=True, description="leave out the items of the history; null: as the model was evaluated"
+    )
     explain: bool = Field(
         False,
         strict=True,
@@ -443,6 +446,7 @@ class VersionAnswer(BaseModel):
     since: float = Field(description="Unix seconds: when it was given this share")
     state: Literal["live", "loading", "refused"]
     reason: str | None = Field(description="why it was refused")
+    exclude_seen: bool | None = Field(description="of requests that do not say; null of what is not live")
 
 
 class VersionsAnswer(BaseModel):

@@ -86,6 +86,11 @@ def live_events(row: str) -> tuple[Event, ...]:
     return tuple(event.event() for event in _read(row))
 
 
+def newest_event(row: str) -> tuple[Event, ...]:
+    """The last of live_events, without reading the others."""
+    return live_events(row.rpartition("\n")[2])
+
+
 def joined(row: str, new: Sequence[LiveEvent], max_events: int) -> tuple[str, Appended]:
     """A user's row with new events: without those that it holds already, and with the newest `max_events` alone."""
     events = _read(row)
@@ -97,11 +102,12 @@ def joined(row: str, new: Sequence[LiveEvent], max_events: int) -> tuple[str, Ap
             events.append(event)
     kept = sorted(events, key=lambda event: event.timestamp)[-max_events:]
     accepted = len(known) - before
-    return json.dumps(kept, separators=(",", ":")), Appended(accepted, len(new) - accepted, len(kept))
+    lines = (json.dumps(event, separators=(",", ":")) for event in kept)
+    return "\n".join(lines), Appended(accepted, len(new) - accepted, len(kept))
 
 
 def _read(row: str) -> list[LiveEvent]:
-    return [LiveEvent(*values) for values in json.loads(row or "[]")]
+    return [LiveEvent(*json.loads(line)) for line in row.split("\n") if line]
 
 
 class FileSessions:

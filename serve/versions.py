@@ -111,8 +111,13 @@ class Versions:
 
     def values(self) -> list[dict[str, Any]]:
         """Those that answer, and those that are to but do not, as the `versions` of a VersionsAnswer."""
-        live = [_values(version.release, "live") for version in self._live]
-        pending = [_values(one.release, "refused" if one.reason else "loading", one.reason) for one in self._pending]
+        live = [
+            _values(version.release, "live", None, version.current.recommender.excludes_seen(Request()))
+            for version in self._live
+        ]
+        pending = [
+            _values(one.release, "refused" if one.reason else "loading", one.reason, None) for one in self._pending
+        ]
         return live + pending
 
     async def follow(self) -> None:
@@ -142,7 +147,7 @@ class Versions:
     async def _bring_up(self, release: Release) -> Current:
         loop = asyncio.get_running_loop()
         current = await loop.run_in_executor(self._thread, self._load, release)
-        recommender, old = await current.catch_up(), self.main.recommender
+        recommender, old = await current.follow(), self.main.recommender
         await loop.run_in_executor(self._thread, try_out, recommender, list(self._recorded.values()), old)
         return current
 
@@ -187,6 +192,6 @@ def chosen(shares: Sequence[float], request: Request) -> int:
     return len(shares) - 1  # shares may sum to a little less than 1
 
 
-def _values(release: Release, state: str, reason: str | None = None) -> dict[str, Any]:
+def _values(release: Release, state: str, reason: str | None, exclude_seen: bool | None) -> dict[str, Any]:
     values = {"model_version": release.model_version, "share": release.share, "since": release.since, "state": state}
-    return values | {"reason": reason}
+    return values | {"reason": reason, "exclude_seen": exclude_seen}

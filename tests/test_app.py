@@ -54,7 +54,7 @@ def test_the_very_next_answer_rests_on_an_event_whoever_gives_it(replicas, plain
     event = {"item_id": "i30", "timestamp": 2e9, "rating": 5}
     appended = replicas[0].post("/v1/events", json={"user_id": user, "events": [event]}).json()
     assert (appended["accepted"], appended["live_events"]) == (1, 1)
-    expected = plain_recommender.recommend([Request(user, live=(Event("i30", 2e9, {"rating": 5}),), k=40)])[0]
+    expected = plain_recommender.recommend([Request(user, live=(Event("i30", 2e9, {"rating": 5}),), k=40, now=2e9)])[0]
     for client in replicas:
         after = recommend(client, user_id=user, k=40)
         assert ids(after) == [item.item_id for item in expected.items] and "i30" not in ids(after)
@@ -73,6 +73,22 @@ def test_an_answer_is_computed_once_until_an_event_comes(replicas):
     replicas[1].post("/v1/events", json={"user_id": "u003", "events": [{"item_id": "i30"}]})
     assert recommend(client, user_id="u003", k=3, explain=True, now=LATER) != first and len(asked) == 3
     assert client.post("/v1/recommend", json={"user_id": "u003", "k": 0}).status_code == 422
+
+
+def test_an_answer_is_of_its_time_and_remembered_for_as_long_as_that_tells_nothing_new(replicas, monkeypatch):
+    client, asked, clock = replicas[0], [], [LATER + 4]
+    answer = client.replica._batcher.answer
+    client.replica._batcher.answer = lambda recommend, request: asked.append(request.now) or answer(recommend, request)
+    monkeypatch.setattr("serve.app.time.time", lambda: clock[0])
+    first = recommend(client, user_id="u003", k=3)
+    assert recommend(client, user_id="u003", k=3) == first and asked == [LATER + 4]
+    clock[0] += 59  # 64 to 127 s after the last event is the same to the model
+    assert recommend(client, user_id="u003", k=3) == first and len(asked) == 1
+    clock[0] += 50_000
+    later = recommend(client, user_id="u003", k=3)
+    assert later == recommend(client, user_id="u003", k=3, now=clock[0]) != first
+    assert recommend(client, user_id="u003", k=3, now=None) == recommend(client, user_id="u003", k=3, now=None) != first
+    assert asked[2:] == [clock[0], None]
 
 
 def test_what_takes_long_does_not_delay_the_others(replicas):

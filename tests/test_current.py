@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import threading
 
 import pytest
 import tiny
@@ -27,6 +28,7 @@ NEW = Item("新片", {"title": "流浪地球 3", "genres": ["科幻"], "year": 2
 def patient(monkeypatch):
     """A busy machine may take longer than a service should wait."""
     monkeypatch.setattr("serve.redis_client.TIMEOUT_S", 2.0)
+    monkeypatch.setattr("serve.current.PATIENCE_S", 10.0)
 
 
 @pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])
@@ -72,6 +74,28 @@ def test_many_who_come_at_once_wait_for_one_change(opened, plain_recommender):
         found = await asyncio.gather(*(other.catch_up() for _ in range(20)))
         assert len({id(recommender) for recommender in found}) == 1
         assert found[0].items_version == one.recommender.items_version and found[0].n_items == tiny.ITEMS + 5
+
+    asyncio.run(scenario())
+
+
+def test_nobody_waits_for_the_texts_of_new_items_but_removed_ones_go_first(opened, plain_recommender, monkeypatch):
+    monkeypatch.setattr("serve.current.PATIENCE_S", 0.05)
+
+    async def scenario():
+        one, other = (Current(plain_recommender, opened(), None) for _ in range(2))
+        await other.catch_up()
+        free, whole = threading.Event(), other._with_items
+        other._with_items = lambda *args: free.wait(20) and whole(*args)
+        await one.put([NEW])
+        await one.put([Item("i03")])
+        assert ids(await other.catch_up(), allow=frozenset({"新片", "i03", "i04"}))[-1] in ("i03", "i04")
+        while other.recommender.items_version == 0:
+            await asyncio.sleep(0.01)
+        now = await other.catch_up()
+        assert ids(now, allow=frozenset({"新片", "i03", "i04"})) == ["i04"]
+        free.set()
+        assert ids(await other.follow(), **ONLY) == ["新片"]
+        assert other.recommender.version != now.version != plain_recommender.version
 
     asyncio.run(scenario())
 

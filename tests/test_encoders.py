@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,14 +87,14 @@ def test_time_before_1970():
     )
 
 
-def test_a_gap_longer_than_any_in_training_is_as_the_longest_there():
+def test_a_gap_that_training_has_hardly_seen_is_as_the_longest_well_known_there():
     encoder = GapEncoder(4)
-    time = torch.zeros(64, 1, dtype=torch.int64)
-    encoder(time, torch.full((64, 1), 100 * SECOND))
-    encoder(time, torch.full((64, 1), 3 * SECOND))
-    encoder.eval()
+    counts = np.zeros(GAPS, np.int64)
+    counts[[2, 7, 20, GAPS - 1]] = 20_000, 21, 20, 50_000  # 2 s, 64 s, six days, no time
+    encoder.learn_from(counts)
     hundred, years, short, unknown = encoder(
-        time[:4], torch.tensor([[100 * SECOND], [10**9 * SECOND], [3 * SECOND], [int(MISSING_TIME)]])
+        torch.zeros(4, 1, dtype=torch.int64),
+        torch.tensor([[100 * SECOND], [10**9 * SECOND], [3 * SECOND], [int(MISSING_TIME)]]),
     )
     assert torch.equal(years, hundred) and not torch.equal(short, hundred)
     assert torch.equal(unknown[0], encoder.gap.weight[GAPS - 1])

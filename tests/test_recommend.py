@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from mvrec_core.errors import CheckpointError, RequestError
+from mvrec_core.requests import Request
 from pipelines.recommend import recommend
 
 K = 7
@@ -43,6 +44,16 @@ def test_one_block_needs_no_ray(plain_checkpoint, plain_recommender, out, stage)
     assert pq.read_table(out).equals(plain_recommender.lists(stage, K))
     assert rows == K * (tiny.USERS if stage == "test" else tiny.USERS + len(tiny.SHORT) + 2)
     assert left(out) == [out.name]
+
+
+def test_live_lists_are_as_of_when_they_will_be_read(plain_checkpoint, plain_recommender, out):
+    now = 1_700_000_000
+    recommend(plain_checkpoint, "live", K, out, quiet, now=now * 1_000_000)
+    found = pq.read_table(out)
+    assert found != plain_recommender.lists("live", K)
+    users = found["user_id"].unique().to_pylist()[:9]
+    answers = plain_recommender.recommend([Request(user, k=K, now=float(now)) for user in users])
+    assert found["item_id"].to_pylist()[: 9 * K] == [item.item_id for answer in answers for item in answer.items]
 
 
 @pytest.mark.ray

@@ -132,6 +132,35 @@ def test_live_events_that_this_model_cannot_read_are_left_out(ask, plain_recomme
     assert plain_recommender.unknown_items([good, Event("没有")]) == 1
 
 
+@pytest.mark.parametrize(("after", "told"), [(-9, 0), (0, 0), (1, 1), (63, 32), (64, 64), (100_000, 65_536)])
+def test_the_clock_is_read_in_the_steps_that_the_model_tells_apart(plain_recommender, after, told):
+    last = 2e9
+    asked = Request("u003", live=(Event("i30", 1e9), Event("i31", last)), now="clock")
+    assert plain_recommender.moment(asked, last + after) == last + told
+    exact = plain_recommender.recommend([dataclasses.replace(asked, now=last + after)])
+    assert plain_recommender.recommend([dataclasses.replace(asked, now=last + told)]) == exact
+
+
+def test_whose_last_event_has_no_time_is_asked_for_at_no_time(plain_recommender):
+    stored = plain_recommender.moment(Request("u003", now="clock"), 3e9)
+    assert stored is not None and 1.5e9 < stored <= 3e9
+    timeless = (Request("u003", (Event("i30"),), now="clock"), Request("nobody-knows", now="clock"), Request("u003"))
+    assert [plain_recommender.moment(request, 3e9) for request in timeless] == [None, None, None]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_seen_items_are_left_out_as_evaluation_has_it_unless_the_request_says(plain_checkpoint, seen):
+    recommender = Recommender.load(plain_checkpoint)
+    evaluate = recommender.config.evaluate.model_copy(update={"exclude_seen": seen})
+    recommender.config = recommender.config.model_copy(update={"evaluate": evaluate})
+    requests = [Request("u003", k=tiny.ITEMS, exclude_seen=asked) for asked in (None, True, False)]
+    assert [len(answer.items) for answer in recommender.recommend(requests)] == [
+        tiny.ITEMS - 6 * seen,
+        tiny.ITEMS - 6,
+        tiny.ITEMS,
+    ]
+
+
 def test_score_and_history_know_live_events(plain_recommender):
     live = (Event("i30", DEC_1),)
     request, candidates = Request("陌生人", live=live), [Candidate("i31")]

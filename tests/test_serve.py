@@ -129,7 +129,7 @@ def user(client: httpx.Client) -> str:
 @pytest.mark.ray
 def test_answers_are_those_of_the_recommender(client, checkpoint, user):
     recommender = Recommender.load(checkpoint)
-    expected = recommender.recommend([Request(user_id=user, k=5, explain=True)])[0]
+    expected = recommender.recommend([Request(user_id=user, k=5, explain=True, now="clock")])[0]
     answer = client.post("/v1/recommend", json={"user_id": user, "k": 5, "explain": True}).json()
     assert answer["model_version"] == recommender.model_version
     assert answer["rung"] == expected.rung == "history"

@@ -76,7 +76,12 @@ def test_a_body_becomes_a_request():
 
 
 def test_what_is_absent_has_the_default():
-    assert RecommendBody.model_validate({}).request() == Request()
+    assert RecommendBody.model_validate({}).request() == Request(now="clock")
+
+
+@pytest.mark.parametrize(("given", "now"), [("clock", "clock"), (None, None), ("1970-01-01T00:00:09Z", 9.0), (9, 9.0)])
+def test_when_it_is_asked(given, now):
+    assert RecommendBody.model_validate({"now": given}).request().now == now
 
 
 @pytest.mark.parametrize(("given", "text"), [(196, "196"), ("0196", "0196"), (196.0, "196"), (-3, "-3"), ("文", "文")])
@@ -87,7 +92,7 @@ def test_an_id_is_text(given, text):
 def test_candidates():
     body = {"user_id": "u", "candidates": [{"item_id": 1}, {"features": {"title": "Alien", "year": 1979}}]}
     request, candidates = ScoreBody.model_validate(body).request()
-    assert request == Request(user_id="u")
+    assert request == Request(user_id="u", now="clock")
     assert candidates == (Candidate("1"), Candidate(features={"title": "Alien", "year": 1979}))
 
 

@@ -15,7 +15,7 @@ from redis_server import RedisServer, needs_redis
 from mvrec_core.errors import ConfigError, ResourceError, StateUnavailable
 from mvrec_core.requests import Event
 from serve.redis_client import RedisClient
-from serve.sessions import FileSessions, LiveEvent, RedisSessions, Sessions, joined, live_events
+from serve.sessions import FileSessions, LiveEvent, RedisSessions, Sessions, joined, live_events, newest_event
 
 KINDS = ["file", pytest.param("redis", marks=needs_redis)]
 
@@ -128,9 +128,15 @@ def test_appends_at_the_same_time_are_all_kept(store):
     asyncio.run(scenario())
 
 
+def test_the_newest_event_is_the_last_of_a_row():
+    row, _ = joined("", [click("甲\n", 5.0, text="一\u2028\n二"), click("乙", 7.0), click("丙", 6.0)], 10)
+    assert newest_event(row) == live_events(row)[-1:] == (Event("乙", 7.0, {}),)
+    assert newest_event("") == ()
+
+
 def test_a_row_is_short_and_plain():
     row, _ = joined("", [click("甲", 5.0, rating=4)], 10)
-    assert json.loads(row) == [["甲", 5.0, {"rating": 4}, None]]
+    assert json.loads(row) == ["甲", 5.0, {"rating": 4}, None]
     assert joined(row, [click("b", 4.0)], 1)[0] == row
 
 

@@ -207,6 +207,7 @@ async function learn() {
   const [users, size, versions] = await Promise.all([suggest(), service.catalogueSize(), service.versions()]);
   largest = size;
   live = versions;
+  if (versions.length) $("seen").checked = !versions[0].exclude_seen;
   showVersions();
   return users;
 }
