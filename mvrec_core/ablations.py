@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mvrec_core.recommender import Recommender
 
 PERSISTENCE = 0.9  # the first ten places of a list then weigh 86%
 DEPTH = 100  # of the lists that are compared
+USERS = 2_000  # of a stage that has more: each view costs another pass over them
 
 
 @dataclass(frozen=True)
@@ -44,29 +46,35 @@ class ViewConflict:
         }
 
 
-def views_removed(recommender: Recommender, stage: str) -> dict[str, dict[str, dict[str, float]]]:
+def views_removed(recommender: Recommender, stage: str, most: int = USERS) -> dict[str, dict[str, Any]]:
     """Metrics of "valid" or "test" with views hidden from the trained model:
-    {"view_removed": {view: {"HR@10": ...}}, "view_alone": {item-level view: {...}}}.
+    {"view_removed": {view: {"HR@10": ...}}, "view_alone": {item-level view: {...}}, "view_all": {"users": ..., "HR@10":
+    ...}}; the last of the whole model. All are of the same users, at most so many.
 
     The only item-level view is never removed, as nothing would be left to rank by.
     """
     config = recommender.config
 
-    def measured(hidden: set[str]) -> dict[str, float]:
-        return RankingSums.from_ranks(recommender.rank_stage(stage, hidden)[1]).means()
+    def sums(hidden: set[str]) -> RankingSums:
+        return RankingSums.from_ranks(recommender.rank_stage(stage, hidden, most=most)[1])
 
+    def measured(hidden: set[str]) -> dict[str, float]:
+        return sums(hidden).means()
+
+    whole = sums(set())
     return {
+        "view_all": {"users": whole.users, **whole.means()},
         "view_removed": {name: measured({name}) for name in removable(config)},
         "view_alone": {name: measured(set(config.views) - {name}) for name in config.views_at("item")},
     }
 
 
-def view_conflict(recommender: Recommender, stage: str, depth: int = DEPTH) -> ViewConflict:
-    """Of each user of "valid" or "test", from the lists that each item-level view alone would give."""
+def view_conflict(recommender: Recommender, stage: str, depth: int = DEPTH, most: int = USERS) -> ViewConflict:
+    """Of the users of "valid" or "test", at most so many, from the lists that each item-level view alone would give."""
     config = recommender.config
     names = list(config.views_at("item"))
     depth = min(depth, recommender.n_items)
-    lists = {name: recommender.best_rows(stage, depth, set(config.views) - {name}) for name in names}
+    lists = {name: recommender.best_rows(stage, depth, set(config.views) - {name}, most) for name in names}
     user = next(iter(lists.values()))[0].user
     if len(names) < 2:
         return ViewConflict(user, np.empty(0), {})

@@ -315,10 +315,15 @@ class Recommender:
     # evaluation and batch lists
 
     @torch.no_grad()
-    def rank_stage(self, stage: str, hidden: Collection[str] = (), timed: bool = True) -> tuple[Examples, Ranks]:
+    def rank_stage(
+        self, stage: str, hidden: Collection[str] = (), timed: bool = True, most: int | None = None
+    ) -> tuple[Examples, Ranks]:
         """The users that have a target in "valid" or "test", and where it stands among the whole catalogue when the
-        hidden views are not there; with `timed` False, when the model is not told at what time the target happened."""
-        examples = stage_examples(self._histories, stage, self._max_len)
+        hidden views are not there; with `timed` False, when the model is not told at what time the target happened.
+
+        most: users; of more than that so many, evenly from all
+        """
+        examples = self._stage(stage, most)
         exclude_seen = self.config.evaluate.exclude_seen
         ranked = [
             rank_scores(users.scores(self._model, items), self._histories, part, exclude_seen)
@@ -326,9 +331,11 @@ class Recommender:
         ]
         return examples, Ranks.concatenate(ranked)
 
-    def best_rows(self, stage: str, k: int, hidden: Collection[str] = ()) -> tuple[Examples, torch.Tensor]:
+    def best_rows(
+        self, stage: str, k: int, hidden: Collection[str] = (), most: int | None = None
+    ) -> tuple[Examples, torch.Tensor]:
         """The same users and their k best catalogue rows, int64 [B, k], NOTHING where fewer may come."""
-        examples = stage_examples(self._histories, stage, self._max_len)
+        examples = self._stage(stage, most)
         best = [
             self._top_k(users, items, k, eligible(self._seen_before(part), len(items), self._device)).index
             for part, users, items in self._encoded(examples, hidden)
@@ -422,6 +429,12 @@ class Recommender:
         for start in range(0, len(examples), self.config.evaluate.batch_size):
             part = examples[start : start + self.config.evaluate.batch_size]
             yield part, ranking.encode(self._model, histories, part, views, items, timed), items
+
+    def _stage(self, stage: str, most: int | None) -> Examples:
+        examples = stage_examples(self._histories, stage, self._max_len)
+        if most is None or len(examples) <= most:
+            return examples
+        return examples[np.linspace(0, len(examples) - 1, most).astype(np.int64)]
 
     def _seen_before(self, examples: Examples) -> list[Filter]:
         """What each example's list leaves out: by configuration, the items of its history."""

@@ -95,12 +95,12 @@ def html(
         ),
         *_if(
             report.get("view_removed"), "removed", "NDCG@10 without a view",
-            lambda ax: _draw_ablation(ax, report["view_removed"], report["test"]),
+            lambda ax: _draw_ablation(ax, report["view_removed"], report["view_all"]),
             rows=1 + len(report.get("view_removed") or ()),
         ),
         *_if(
             report.get("view_alone"), "alone", "NDCG@10 by one view alone",
-            lambda ax: _draw_ablation(ax, report["view_alone"], report["test"]),
+            lambda ax: _draw_ablation(ax, report["view_alone"], report["view_all"]),
             rows=1 + len(report.get("view_alone") or ()),
         ),
     ]  # fmt: skip
@@ -210,7 +210,8 @@ def _draw_ablation(ax: Axes, found: Mapping[str, Mapping[str, float]], whole: Ma
     rows = sorted(((view, each[SHOWN], "valid") for view, each in found.items()), key=lambda row: row[1])
     most = max([value for _, value, _ in rows] + [whole[SHOWN]]) or 1.0
     _bars(ax, [("all views", whole[SHOWN], "main"), *rows], most)
-    return "On test, from the same model with views masked: nothing was trained again."
+    users = int(whole["users"])
+    return f"On test, {users:,} users, from the same model with views masked: nothing was trained again."
 
 
 def _draw_calibration(ax: Axes, calibration: Mapping[str, Any]) -> str:

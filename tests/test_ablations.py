@@ -61,8 +61,17 @@ def test_metrics_of_each_view_removed_and_alone(plain_recommender):
     for metrics in (*found["view_removed"].values(), *found["view_alone"].values()):
         assert list(metrics) == list(NAMES)
     whole = RankingSums.from_ranks(plain_recommender.rank_stage("valid")[1]).means()
-    assert found["view_removed"]["id"] != whole
+    assert found["view_removed"]["id"] != whole and found["view_all"] == {"users": tiny.USERS, **whole}
     assert len({m["AUC"] for m in found["view_alone"].values()}) == len(ITEM_VIEWS)
+
+
+def test_of_many_users_some_evenly_from_all_are_asked(plain_recommender):
+    found = views_removed(plain_recommender, "test", most=20)
+    examples, ranked = plain_recommender.rank_stage("test")
+    chosen = [round(place) for place in np.linspace(0, len(examples) - 1, 20) // 1]
+    assert found["view_all"] == {"users": 20, **RankingSums.from_ranks(ranked[np.array(chosen)]).means()}
+    conflict = view_conflict(plain_recommender, "test", most=20)
+    assert conflict.user.tolist() == examples.user[chosen].tolist() and len(conflict.score) == 20
 
 
 def test_with_every_view_hidden_items_are_tied(plain_recommender):
