@@ -376,6 +376,8 @@ class ServeConfig(Node):
     deadline_s: float = Field(10.0, gt=0)  # of an answer; what cannot keep it is refused
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)
+    upscale_s: float = Field(10.0, ge=0)  # for which there are too many requests before a replica is added
+    downscale_s: float = Field(300.0, ge=0)  # for which there are few before one is taken away
     threads: int = Field(1, ge=1)  # of torch a replica
     redis_url: str | None = Field(
         None, pattern="^(redis|rediss|unix)://"

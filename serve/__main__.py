@@ -46,6 +46,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads, and cores, of a replica")
     parser.add_argument("--min-replicas", type=int, metavar="N")
     parser.add_argument("--max-replicas", type=int, metavar="N")
+    parser.add_argument("--upscale-s", type=float, metavar="S", help="of many requests before a replica is added")
+    parser.add_argument("--downscale-s", type=float, metavar="S", help="of few before one is taken away")
     parser.add_argument("--max-batch-size", type=int, metavar="N", help="requests that are answered together")
     parser.add_argument("--rules", metavar="FILE", help="what must not be recommended, and why; read when it changes")
     parser.add_argument("--request-log", metavar="FILE", help="a line of JSON for each request, without ids and text")

@@ -49,6 +49,7 @@ from serve.watch import RequestLog, Watch
 
 APP_NAME = "mvrec"
 ADMITTED_BATCHES = 16  # what a replica takes at a time, in full batches; beyond it answers 503
+LOOK_BACK_S = 10.0  # over which requests are averaged, unless replicas should come sooner
 SPARE_REQUESTS = 64  # pages and health checks, which are not counted above, and the refusals themselves
 CHECK_EVERY_S = 3.0  # a replica's health; Serve replaces it after three failures, so within 30 s
 CHECK_WITHIN_S = 5.0  # or its event loop is taken to stand still
@@ -68,6 +69,8 @@ class BuildArgs(BaseModel):
     threads: int | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
+    upscale_s: float | None = None
+    downscale_s: float | None = None
     max_batch_size: int | None = None
     batch_wait_s: float | None = None
     deadline_s: float | None = None
@@ -113,6 +116,10 @@ def application(served: str, settings: ServeConfig) -> serve.Application:
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "target_ongoing_requests": settings.max_batch_size,
+            "upscale_delay_s": settings.upscale_s,
+            "downscale_delay_s": settings.downscale_s,
+            "look_back_period_s": max(1.0, min(settings.upscale_s, LOOK_BACK_S)),
+            "metrics_interval_s": max(0.2, min(settings.upscale_s, LOOK_BACK_S) / 5),
         },
         max_constructor_retry_count=2,  # a damaged checkpoint stays damaged
         graceful_shutdown_wait_loop_s=0.2,

@@ -28,6 +28,7 @@ from redis_server import RedisServer, needs_redis
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
 from serve.app import build
+from serve.watch import KEEP_EVERY_S
 
 ROOT = Path(__file__).parents[1]
 START_WITHIN_S = 90
@@ -333,6 +334,41 @@ def test_redis_goes_and_comes_back_under_two_replicas(checkpoint, tmp_path):
     assert len(answers) > 50 and {response.status_code for response in answers} == {200}
     assert "degraded" not in answers[0].json() and "degraded" not in answers[-1].json()
     assert {response.status_code for response in refusals} == {503}
+
+
+@pytest.mark.ray
+def test_replicas_come_with_the_load_and_go_with_it(checkpoint, tmp_path):
+    options = ("--min-replicas", "1", "--max-replicas", "2", "--max-batch-size", "2", "--state-dir", str(tmp_path))
+    stop, failures = threading.Event(), []
+
+    def ask(service: Service) -> None:
+        with httpx.Client(base_url=service.url, timeout=30) as asking:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                response = asking.post("/v1/recommend", json={"user_id": "u003", "k": 3, "filter": {"deny": [str(n)]}})
+                if response.status_code != 200:
+                    failures.append(response.text)
+
+    def replicas() -> int:
+        """Those that have told their metrics of late."""
+        told = [path.stat().st_mtime for path in (tmp_path / "metrics").glob("*.json")]
+        return sum(time.time() - one < 2.5 * KEEP_EVERY_S for one in told)
+
+    with (
+        running(checkpoint, *options, "--upscale-s", "1", "--downscale-s", "2") as service,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        assert replicas() == 1
+        asking = [pool.submit(ask, service) for _ in range(12)]
+        try:
+            wait_until(lambda: replicas() == 2, 90)
+        finally:
+            stop.set()
+        for one in asking:
+            one.result(30)
+        wait_until(lambda: replicas() == 1, 90)
+    assert failures == []
 
 
 @pytest.mark.ray
