@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from torch import Tensor
 
@@ -25,7 +25,18 @@ from mvrec_core.errors import MVRecError
 
 LOWEST, PER_UNIT, CELLS = -40, 64, 5120  # cells of s from -40 to 40; sigmoid(-40) is 4e-18
 BINS = 15
+LEAST_HITS = 30  # that say anything of a share
 STEEPNESS = (0.05, 20.0)  # the least and the most of a fit
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What makes scores s of a trained model those of its checkpoint: a s + c. Of an item that is new, whose id says
+    nothing, the cosine in s counts `certainty` times."""
+
+    a: float = 1.0
+    c: float = 0.0
+    certainty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,19 @@ class CalibrationSums:
 
         found = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[steepness, (None, None)])
         return float(found.x[0]), float(found.x[1])
+
+    def certainty(self, bias: float) -> float:
+        """The share g of s - bias, 0 to 1, with which the sum of sigmoid(bias + g (s - bias)) is that of the outcomes.
+        1 where it is no more without, or fewer than LEAST_HITS outcomes are true."""
+        there = self.pairs > 0
+        above = LOWEST + (np.flatnonzero(there) + 0.5) / PER_UNIT - bias
+
+        def excess(share: float) -> float:
+            return float((self.pairs[there] * expit(bias + share * above)).sum() - self.observed.sum())
+
+        if self.observed.sum() < LEAST_HITS or excess(1.0) <= 0:
+            return 1.0
+        return float(brentq(excess, 0.0, 1.0, xtol=1e-6)) if excess(0.0) < 0 else 0.0
 
     def error(self) -> float | None:
         """The expected calibration error, 0 to 1; None without pairs."""

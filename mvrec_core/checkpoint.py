@@ -85,7 +85,7 @@ def new_model(config: Config, data: Data, shards: Shards, before: int = VALID) -
     for name, view in config.views.items():
         if view.kind == "graph":
             found = graph.vectors(shards, len(counts), before, view.size, view.window)
-            getattr(model, f"feature_{name}").copy_(torch.from_numpy(found))
+            getattr(model, f"feature_{name}")[:, : view.size] = torch.from_numpy(found)
     return model
 
 

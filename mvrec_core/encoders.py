@@ -74,7 +74,7 @@ class VectorEncoder(nn.Module):
         self.net = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, dim))
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        present = ~values[..., 0].isnan()
+        present = ~values.isnan().all(-1)
         return self.net(values.nan_to_num().clamp(-5, 5)), present
 
 

@@ -3,6 +3,8 @@
 Two items that stand d <= `window` steps apart in a history are linked with weight 1 / d. The matrix of links is turned
 into positive pointwise mutual information and factorised, M ~ U S V', and an item's vector is its row of U sqrt(S), as
 in Levy and Goldberg, "Neural Word Embedding as Implicit Matrix Factorization" (NIPS 2014), with items for words.
+
+Beside its own company stands that of the items whose texts are like its own, which a new item has too.
 """
 
 from __future__ import annotations
@@ -11,12 +13,17 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.linalg import svds
+from torch import Tensor
 
 from mvrec_core.catalog import FIRST
 from mvrec_core.sequences import Histories
 
+ALIKE, SHARPNESS = 50, 10.0
+MOST_NEAR, CHUNK = 50_000, 512
 MOST_EVENTS = 5_000_000  # of the first shards; what more events would add is little, and their links take a gigabyte
 
 
@@ -40,6 +47,31 @@ def vectors(shards: Iterable[Histories], n_rows: int, before: int, size: int, wi
         out[there] = 0.0
         out[there, : found.shape[1]] = found / max(float(np.sqrt(np.mean(found**2))), 1e-12)
     return out
+
+
+def alike(
+    company_MS: Tensor, text_MH: Tensor, row_M: Tensor, wanted_nH: Tensor, wanted_n: Tensor | None = None
+) -> Tensor:
+    """[n, S]: the mean company of the ALIKE items whose texts are nearest to some texts, nearer ones counting more:
+    softmax of SHARPNESS x cosine. 0 where there is nothing near.
+
+    row_M, wanted_n: catalogue rows; an item is not near itself. Of more than MOST_NEAR items, so many evenly from all
+    are looked at.
+    """
+    if len(row_M) > MOST_NEAR:
+        some = torch.linspace(0, len(row_M) - 1, MOST_NEAR, device=row_M.device, dtype=torch.float64).long()
+        company_MS, text_MH, row_M = company_MS[some], text_MH[some], row_M[some]
+    text_HM = F.normalize(text_MH.float(), dim=-1).T
+    parts = []
+    for start in range(0, len(wanted_nH), CHUNK):
+        near_CM = F.normalize(wanted_nH[start : start + CHUNK].float(), dim=-1) @ text_HM
+        if wanted_n is not None:
+            itself_CM = wanted_n[start : start + CHUNK, None] == row_M
+            near_CM = near_CM.masked_fill(itself_CM, -torch.inf)
+        best = near_CM.topk(min(ALIKE, len(row_M)), 1)
+        share_Ck = (SHARPNESS * best.values).softmax(1).nan_to_num()
+        parts.append((share_Ck[..., None] * company_MS[best.indices]).sum(1))
+    return torch.cat(parts) if parts else company_MS.new_zeros(0, company_MS.shape[1])
 
 
 def _links(histories: Histories, n_rows: int, window: int) -> csr_matrix:

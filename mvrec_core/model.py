@@ -6,7 +6,8 @@ Shapes: B users, L steps, T = L + 1 outputs, N catalogue rows, n of them needed 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvrec_core import losses
+from mvrec_core import graph, losses
 from mvrec_core.batch import Batch
+from mvrec_core.calibration import Scaling
 from mvrec_core.catalog import FIRST, PAD, Catalog
-from mvrec_core.config import Config
+from mvrec_core.config import Config, GraphView
 from mvrec_core.encoders import (
     CategoryEncoder,
     Encoders,
@@ -54,6 +56,7 @@ class MVRec(nn.Module):
     popularity: Tensor  # [N]: train events
     weight_of: Tensor  # [values of the view train.weights names]: what a target counts
     known: Tensor  # bool [N]: items of train events, the only ones whose id says something
+    certainty: Tensor  # the share of a score that the others' counts, see calibration.Scaling
     fusion: GatedFusion | LinearFusion
     bias: nn.Parameter
 
@@ -80,9 +83,10 @@ class MVRec(nn.Module):
             elif view.kind == "vector":
                 size = len(fitted.vectors[name][0])
                 self.encoders[name] = VectorEncoder(size, dim, config.model.view_dropout)
-            elif view.kind == "graph":
-                self.encoders[name] = VectorEncoder(view.size, dim, config.model.view_dropout)
-                nothing = torch.full((FIRST + len(catalog), view.size), torch.nan)
+            elif view.kind == "graph":  # its own company, and with a text view that of items of a like text
+                width = view.size * (1 if config.text_view is None else 2)
+                self.encoders[name] = VectorEncoder(width, dim, config.model.view_dropout)
+                nothing = torch.full((FIRST + len(catalog), width), torch.nan)
                 self.register_buffer(f"feature_{name}", nothing)  # kept: new_model makes it of events
             elif view.kind == "time":
                 self.encoders[name] = TimeEncoder(dim)
@@ -91,6 +95,9 @@ class MVRec(nn.Module):
                 self.encoders[name] = nn.Linear(self.text.hidden, dim)
         for name, values in item_features(config, catalog.table, fitted).items():
             self.register_buffer(f"feature_{name}", values, persistent=False)
+        kinds = [config.views[name].kind for name in self.item_view_names]
+        self._id = kinds.index("id") if "id" in kinds else None
+        self.register_buffer("certainty", torch.tensor(1.0))
         self.register_buffer("popularity", popularity.float(), persistent=False)
         self.register_buffer("known", (popularity > 0) & (torch.arange(len(popularity)) >= FIRST))
         if config.train.weights is not None:
@@ -124,14 +131,54 @@ class MVRec(nn.Module):
         return self.log_tau.exp()
 
     @torch.no_grad()
-    def rescale(self, a: float, c: float) -> None:
-        """Makes a s + c of each score s, by other tau and b; where items are lifted (repeats.py) a has to be 1."""
-        self.bias.mul_(a).add_(c)
-        self.log_tau.sub_(math.log(a))
+    def rescale(self, scaling: Scaling) -> None:
+        """By other tau, b and certainty; where items are lifted (repeats.py) a has to be 1."""
+        self.bias.mul_(scaling.a).add_(scaling.c)
+        self.log_tau.sub_(math.log(scaling.a))
+        self.certainty.mul_(scaling.certainty)
+
+    @contextmanager
+    def as_if_new(self, items: Tensor) -> Iterator[None]:
+        """For a while these rows, int64 [n], have neither an id nor company of their own."""
+        kept = {
+            name: getattr(self, name)[items].clone() for name in ("known", *map("feature_{}".format, self._graphs()))
+        }
+        self.known[items] = False
+        for name, view in self._graphs().items():
+            getattr(self, f"feature_{name}")[items, : view.size] = torch.nan
+        try:
+            yield
+        finally:
+            for name, values in kept.items():
+                getattr(self, name)[items] = values
 
     @property
     def n_rows(self) -> int:
         return len(self.popularity)
+
+    @torch.no_grad()
+    def refresh_texts(self) -> None:
+        """Encodes every text anew, and finds the company that items of a like text keep."""
+        if self.text is None:
+            return
+        self.text.refresh()
+        row = torch.arange(self.n_rows, device=self.popularity.device)
+        vector, there = self.text(row)
+        for name, view in self._graphs().items():
+            company = getattr(self, f"feature_{name}")
+            company[:, view.size :] = torch.nan
+            company[there, view.size :] = self._alike(name, view, vector[there], row[there])
+
+    def _graphs(self) -> dict[str, GraphView]:
+        views = self.config.views_at("item").items()
+        return {name: view for name, view in views if isinstance(view, GraphView)}
+
+    def _alike(self, name: str, view: GraphView, text_nH: Tensor, row_n: Tensor | None = None) -> Tensor:
+        """[n, view.size]: graph.alike of some texts, in the catalogue or not, among the catalogue's known items."""
+        company = getattr(self, f"feature_{name}")[:, : view.size]
+        places = (self.known & ~company[:, 0].isnan()).nonzero()[:, 0]
+        vector, there = self.text(places)  # type: ignore[misc]
+        return graph.alike(company[places[there]], vector[there], places[there], text_nH, row_n)
 
     # items
 
@@ -160,30 +207,36 @@ class MVRec(nn.Module):
     def new_item_views(self, features: Mapping[str, Tensor], texts: Sequence[str | None]) -> ItemViews:
         """The views of n items that are not in the catalogue, from item_features and their texts."""
         encoded = []
+        device = self.popularity.device
+        if self.text is not None:
+            vector = self.text.embed([text or "" for text in texts])
+            there = torch.tensor([bool(text) for text in texts], device=device)
         for name in self.item_view_names:
             view = self.config.views[name]
             if view.kind == "id":
-                encoded.append(
-                    self.encoders[name](torch.zeros(len(texts), dtype=torch.int64, device=self.popularity.device))
-                )
+                encoded.append(self.encoders[name](torch.zeros(len(texts), dtype=torch.int64, device=device)))
             elif view.kind == "graph":
-                nothing = torch.full((len(texts), view.size), torch.nan, device=self.popularity.device)
-                encoded.append(self.encoders[name](nothing))
+                company = torch.full((len(texts), getattr(self, f"feature_{name}").shape[1]), torch.nan, device=device)
+                if self.text is not None and bool(there.any()):
+                    company[there, view.size :] = self._alike(name, view, vector[there])
+                encoded.append(self.encoders[name](company))
             elif view.kind == "text":
-                vector = self.text.embed([text or "" for text in texts])  # type: ignore[union-attr]
-                there = torch.tensor([bool(text) for text in texts], device=vector.device)
                 encoded.append((self.encoders[name](vector * there[:, None]), there))
             else:
-                encoded.append(self.encoders[name](features[name].to(self.popularity.device)))
+                encoded.append(self.encoders[name](features[name].to(device)))
         return _stack(encoded)
 
     def item_vectors(self, views: ItemViews) -> tuple[Tensor, Tensor]:
-        """Unit vectors [n, D] (zero for an item with no view at all) and view weights [n, K]."""
+        """Vectors [n, D] and view weights [n, K]. A vector has length 1, but for that of an item whose id says nothing,
+        `certainty`, and of one with no view at all, 0."""
         if isinstance(self.fusion, LinearFusion):
             vector, weight = self.fusion(views.z, views.present), views.present.float()
         else:
             vector, weight, _ = self._fused_items(views)
-        return F.normalize(vector.float(), dim=-1), weight
+        vector = F.normalize(vector.float(), dim=-1)
+        if self._id is not None:
+            vector = torch.where(views.present[..., self._id, None], vector, vector * self.certainty)
+        return vector, weight
 
     def _fused_items(self, views: ItemViews) -> tuple[Tensor, Tensor, Tensor]:
         return self.fusion(views.z, views.present, slice(len(self.item_view_names)))

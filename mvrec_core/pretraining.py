@@ -125,7 +125,7 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
     generator = _seeded(config, workers)
     if model.text is not None:
         with autocast(config, workers.device):
-            model.text.refresh()
+            model.refresh_texts()
     for number in range(1, config.pretrain.epochs + 1):
         began = time.perf_counter()
         model.train()
@@ -140,7 +140,7 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         total = workers.add(total)
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
-                model.text.refresh()
+                model.refresh_texts()
         means = {
             name: float(s / n) for name, s, n in zip(pretext.parts, *total.unbind(), strict=True) if n
         }  # a part that never came up has no mean

@@ -136,13 +136,18 @@ def rank_targets(model: MVRec, histories: Histories, examples: Examples, config:
 
 
 @torch.no_grad()
-def pair_sums(model: MVRec, histories: Histories, examples: Examples, config: Config) -> CalibrationSums:
-    """How the probabilities of all pairs of a user and a candidate came true."""
+def pair_sums(
+    model: MVRec, histories: Histories, examples: Examples, config: Config, among: Tensor | None = None
+) -> CalibrationSums:
+    """How the probabilities of all pairs of a user and a candidate came true; among: the rows of the candidates, int64
+    [n], None: all."""
     sums = CalibrationSums.empty()
     for part, scores_BN in _scored(model, histories, examples, config):
         target, allowed_BN = candidates(
             histories, part, config.evaluate.exclude_seen, scores_BN.shape[1], scores_BN.device
         )
+        if among is not None:
+            allowed_BN &= torch.zeros_like(allowed_BN[:1]).index_fill(1, among, True)
         outcome_BN = torch.zeros_like(allowed_BN)
         there = np.flatnonzero(target >= 0)
         outcome_BN[there, target[there]] = True

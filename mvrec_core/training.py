@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mvrec_core.averaging import Average
 from mvrec_core.batch import Batch, collate
-from mvrec_core.calibration import STEEPNESS, CalibrationSums
+from mvrec_core.calibration import STEEPNESS, CalibrationSums, Scaling
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
@@ -31,6 +31,7 @@ from mvrec_core.workers import Workers
 WARMUP = 0.05  # share of the steps over which the learning rate rises
 SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
 CHOSEN_BY = "NDCG@10"
+NEW = 0.1  # share of the known items
 CHOICE, REFIT = 1, 2  # what a draw is for
 SUMS = ("loss", "targets", "padding", "places", "norm", "steps")
 
@@ -104,9 +105,9 @@ def fit(
     learner = Learner(model, config, epochs * max(1, windows // settings.batch_size))
     at, best = Progress(), Tensors()
     state = states.newest(workers) if states is not None else None
-    if model.text is not None and (state is None or not model.text.tuned):
+    if state is None or (model.text is not None and not model.text.tuned):
         with autocast(config, workers.device):
-            model.text.refresh()
+            model.refresh_texts()
     if state is not None:
         at, best = learner.restore(state)
     if model.text is not None:
@@ -124,7 +125,7 @@ def fit(
         learner.average.swap()
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
-                model.text.refresh()
+                model.refresh_texts()
         sums, is_best = None, False
         if refit is None and (number % settings.validate_every == 0 or number == epochs):
             sums = _validate(model, shards, config, workers)
@@ -251,19 +252,32 @@ def _validate(model: MVRec, shards: Shards, config: Config, workers: Workers) ->
     return RankingSums.from_vector(workers.add(sums.as_vector()))
 
 
-def calibrate(model: MVRec, shards: Shards, config: Config, workers: Workers) -> tuple[float, float]:
+def calibrate(model: MVRec, shards: Shards, config: Config, workers: Workers) -> Scaling:
     """Rescales a trained model's scores, so that their sigmoid is the share of validation's pairs that comes true, as
-    far as a line can make it (Platt scaling). Returns the a and c of MVRec.rescale."""
+    far as a line can make it (Platt scaling); then those of new items, so that as many of them come true as it says. A
+    NEW of the known items are read as if they were new for that."""
+    a, c = _pairs(model, shards, config, workers).scaling((1.0, 1.0) if model.repeats is not None else STEEPNESS)
+    model.rescale(Scaling(a, c))
+    known = model.known.nonzero()[:, 0]
+    drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))
+    some = known[drawn[: int(NEW * len(known))].to(known.device)]
+    with model.as_if_new(some):
+        certainty = _pairs(model, shards, config, workers, some).certainty(model.bias.item())
+    model.rescale(Scaling(certainty=certainty))
+    return Scaling(a, c, certainty)
+
+
+def _pairs(
+    model: MVRec, shards: Shards, config: Config, workers: Workers, among: Tensor | None = None
+) -> CalibrationSums:
+    """Of validation, over all workers; among: rows of the items that count, None: all."""
     sums = CalibrationSums.empty()
     for histories in shards:
         valid = stage_examples(histories, "valid", config.model.max_len)
-        sums += pair_sums(model, histories, valid[workers.rank :: workers.size], config)
+        sums += pair_sums(model, histories, valid[workers.rank :: workers.size], config, among)
     counts = torch.from_numpy(np.stack([sums.pairs, sums.observed]).astype(np.float64))
     pairs, observed = workers.add(counts).numpy()
-    steepness = (1.0, 1.0) if model.repeats is not None else STEEPNESS
-    a, c = CalibrationSums(pairs, sums.predicted, observed).scaling(steepness)
-    model.rescale(a, c)
-    return a, c
+    return CalibrationSums(pairs, sums.predicted, observed)
 
 
 def _too_few(windows: int, config: Config, workers: Workers) -> DataError:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from mvrec_core import checkpoint, pretraining, ranking, training
+from mvrec_core.calibration import Scaling
 from mvrec_core.config import Config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from mvrec_core.model import MVRec
@@ -247,7 +248,7 @@ def _epochs(
     """Each epoch, and whether training is done; then the model is the one to keep: the best of validation, or the one
     that was trained anew with the validation events for as many epochs. Its scores are calibrated on validation."""
     model = _new_model(config, data, shards)
-    chosen, steps, scaling = 0, 0, (1.0, 0.0)
+    chosen, steps, scaling = 0, 0, Scaling()
     for epoch in training.fit(model, shards, config, workers, states=_states(config, "choice")):
         chosen, steps = epoch.number if epoch.best else chosen, epoch.step
         if epoch.last:
@@ -257,7 +258,7 @@ def _epochs(
         model = _new_model(config, data, shards, before=TEST)
         for epoch in training.fit(model, shards, config, workers, chosen, _states(config, "refit")):
             if epoch.last:
-                model.rescale(*scaling)
+                model.rescale(scaling)
             yield model, replace(epoch, step=steps + epoch.step), epoch.last
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Item, Request
 from serve.metrics import Metrics
 from serve.schema import as_json, events_values, history_values, recommend_values, score_values, similar_values
-from serve.sessions import LiveEvent, joined
+from serve.sessions import LiveEvent, joined, live_events
 from serve.watch import Watch
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
@@ -90,7 +89,7 @@ class Shelf:
         if user_id != "ann" and user_id not in self.rows:
             raise RequestError(f"user '{user_id}' is not known", "user_id", status=404)
         events = [("b", 881250949.0, False)] if user_id == "ann" else []
-        events += [(item, time, True) for item, time, *_ in json.loads(self.rows.get(user_id, "[]"))]
+        events += [(event.item_id, event.timestamp, True) for event in live_events(self.rows.get(user_id, ""))]
         keys = ("item_id", "timestamp", "live")
         newest = [{"display": TITLES.get(one[0])} | dict(zip(keys, one, strict=True)) for one in events[::-1]]
         return as_json(history_values(user_id, newest[:limit], self.away))

@@ -46,6 +46,21 @@ def test_bins_hold_about_the_same_number_of_pairs():
     assert max(sizes) < 1.15 * 30_000 / BINS and min(sizes) > 0.85 * 30_000 / BINS
 
 
+@pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
+def test_how_much_of_a_score_is_to_be_believed(share):
+    draw = torch.Generator().manual_seed(0)
+    bias, above = -5.0, 6 * torch.rand(400_000, generator=draw)
+    outcome = torch.rand(len(above), generator=draw) < (bias + share * above).sigmoid()
+    assert CalibrationSums.of(bias + above, outcome).certainty(bias) == pytest.approx(share, abs=0.02)
+
+
+def test_too_few_hits_or_more_than_foretold_leave_scores_as_they_are():
+    scores = torch.full((1000,), -3.0)
+    few, many = torch.arange(1000) < 20, torch.arange(1000) < 500
+    assert [CalibrationSums.of(scores, outcome).certainty(-5.0) for outcome in (few, many)] == [1.0, 1.0]
+    assert CalibrationSums.empty().certainty(-5.0) == 1.0
+
+
 def test_a_calibrated_model_has_next_to_no_error_and_a_boaster_has_its_boast():
     rng = np.random.default_rng(1)
     scores = torch.from_numpy(rng.normal(-1, 1, 200_000))

@@ -129,10 +129,10 @@ def test_an_adapter_without_its_base(tiny_encoder, plain_data, tmp_path):
     assert f"needs the base encoder '{base}' with sha256 " in refused(tmp_path / "c")
 
 
-def test_a_moved_checkpoint_answers_the_same(copy, plain_recommender):
-    here = Recommender.load(copy)
-    assert here.model_version == plain_recommender.model_version
-    assert here.recommend([Request("u003")]) == plain_recommender.recommend([Request("u003")])
+def test_a_moved_checkpoint_answers_the_same(copy, plain_checkpoint):
+    here, there = Recommender.load(copy), Recommender.load(plain_checkpoint)
+    assert here.model_version == there.model_version
+    assert here.recommend([Request("u003")]) == there.recommend([Request("u003")])
 
 
 def test_the_same_model_has_the_same_version_and_a_changed_one_another(plain_model, plain_data, tmp_path):

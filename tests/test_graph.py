@@ -1,5 +1,7 @@
 import numpy as np
 import pyarrow as pa
+import pytest
+import torch
 
 from mvrec_core import graph
 from mvrec_core.features import MISSING_TIME
@@ -71,3 +73,33 @@ def test_more_numbers_than_items_are_zeros_and_no_events_are_no_vectors():
     found = graph.vectors([groups()], ROWS, VALID, 20, 3)
     assert (found[2:10, 7:] == 0).all() and np.isfinite(found[2:10]).all()
     assert np.isnan(graph.vectors([histories([2], [3])], ROWS, VALID, 4, 3)).all()
+
+
+def brute_force(company, text, row, wanted, itself=None):
+    out = []
+    for n, one in enumerate(wanted):
+        cosine = text @ one / (np.linalg.norm(text, axis=1) * np.linalg.norm(one))
+        near = [m for m in np.argsort(-cosine) if itself is None or row[m] != itself[n]][: graph.ALIKE]
+        weight = np.exp(graph.SHARPNESS * cosine[near])
+        out.append(weight @ company[near] / weight.sum())
+    return np.array(out)
+
+
+@pytest.mark.parametrize("items", [20, 90])
+def test_the_company_of_what_has_a_like_text(items):
+    draw = np.random.default_rng(items)
+    company, text, row = draw.normal(size=(items, 3)), draw.normal(size=(items, 6)), np.arange(items) + 2
+    given = [torch.from_numpy(values) for values in (company.astype(np.float32), text, row)]
+    wanted = draw.normal(size=(5, 6))
+    found = graph.alike(*given, torch.from_numpy(wanted))
+    np.testing.assert_allclose(found, brute_force(company, text, row, wanted), atol=1e-5)
+    own = graph.alike(*given, given[1], given[2])
+    np.testing.assert_allclose(own, brute_force(company, text, row, text, row), atol=1e-5)
+
+
+def test_there_may_be_nothing_alike():
+    nothing, one = torch.zeros(0, 3), torch.ones(1, 3)
+    rows = torch.tensor([2])
+    assert graph.alike(nothing, nothing, rows[:0], one).tolist() == [[0, 0, 0]]
+    assert graph.alike(one, one, rows, one, rows).tolist() == [[0, 0, 0]]  # but itself
+    assert graph.alike(one, one, rows, nothing).shape == (0, 3)

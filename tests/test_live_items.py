@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import tiny
+import torch
 
+from mvrec_core import checkpoint, graph, live_items
 from mvrec_core.attributes import Between, OneOf
 from mvrec_core.errors import RequestError
 from mvrec_core.requests import Candidate, Event, Item, Request
@@ -36,6 +38,21 @@ def test_its_score_is_that_of_its_features(plain_recommender, with_new):
     answer = with_new.recommend([Request("u003", k=tiny.ITEMS + 1)])[0]
     assert {item.item_id: item.score for item in answer.items}["新片"] == pytest.approx(after[0].score, abs=1e-4)
     assert {item.item_id: item.display for item in answer.items}["新片"] == "流浪地球 3"
+
+
+def test_a_new_item_keeps_the_company_of_those_of_a_like_text(plain_data, tiny_encoder):
+    config = tiny.config(tiny_encoder, "views.graph={kind: graph, size: 8}")
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config)).eval()
+    model.refresh_texts()
+    _, views = live_items.encode(model, plain_data, [{"title": "流浪地球 3"}, {"year": 1990}])
+    k = model.item_view_names.index("graph")
+    assert views.present[:, k].tolist() == [True, False]
+    text, there = model.text(torch.arange(model.n_rows))
+    near = (there & model.known & ~model.feature_graph[:, 0].isnan()).nonzero()[:, 0]
+    alike = graph.alike(model.feature_graph[near, :8], text[near], near, model.text.embed(["title: 流浪地球 3"]))
+    expected, _ = model.encoders["graph"](torch.cat([torch.full_like(alike, torch.nan), alike], 1))
+    torch.testing.assert_close(views.z[0, k], expected[0], atol=1e-4, rtol=1e-4)
+    assert model.feature_graph[there, 8:].isfinite().all() and model.feature_graph[~there, 8:].isnan().all()
 
 
 def test_the_others_stay_as_they_are(plain_recommender, with_new):

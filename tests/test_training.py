@@ -248,10 +248,28 @@ def test_calibrated_scores_are_as_often_true_as_they_say_and_keep_their_order(pl
     histories = plain_data.histories(config)
     examples = stage_examples(histories, "valid", config.model.max_len)
     before = rank_targets(model, histories, examples, config)
-    a, c = calibrate(model, shards, config, Workers())
-    assert a > 0 and (a, c) != (1.0, 0.0)
+    scaling = calibrate(model, shards, config, Workers())
+    assert scaling.a > 0 and (scaling.a, scaling.c) != (1.0, 0.0)
     sums = pair_sums(model, histories, examples, config)
     assert sums.predicted.sum() == pytest.approx(sums.observed.sum(), rel=0.01)
     after = rank_targets(model, histories, examples, config)
     np.testing.assert_array_equal(before.expected, after.expected)
-    assert calibrate(model, shards, config, Workers()) == pytest.approx((1.0, 0.0), abs=0.02)
+    again = calibrate(model, shards, config, Workers())
+    assert (again.a, again.c) == pytest.approx((1.0, 0.0), abs=0.02)
+
+
+def test_what_items_are_read_as_new_for_is_undone_and_new_items_are_believed_less(
+    plain_data, tiny_encoder, monkeypatch
+):
+    monkeypatch.setattr("mvrec_core.calibration.LEAST_HITS", 1)
+    model, _ = trained(tiny_encoder, plain_data, "train.epochs=4", "views.graph={kind: graph, size: 8}")
+    config, shards = model.config, plain_data.shards(model.config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scaling = calibrate(model, shards, config, Workers())
+    assert 0 <= scaling.certainty <= 1 and float(model.certainty) == pytest.approx(scaling.certainty)
+    changed = {
+        name
+        for name, value in model.state_dict().items()
+        if not torch.equal(value.nan_to_num(), before[name].nan_to_num())
+    }
+    assert changed <= {"bias", "log_tau", "certainty"}
