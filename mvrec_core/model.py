@@ -139,13 +139,14 @@ class MVRec(nn.Module):
 
     @contextmanager
     def as_if_new(self, items: Tensor) -> Iterator[None]:
-        """For a while these rows, int64 [n], have neither an id nor company of their own."""
+        """For a while these rows, int64 [n], are as new items are in a model that is complete."""
         kept = {
             name: getattr(self, name)[items].clone() for name in ("known", *map("feature_{}".format, self._graphs()))
         }
         self.known[items] = False
         for name, view in self._graphs().items():
-            getattr(self, f"feature_{name}")[items, : view.size] = torch.nan
+            company = getattr(self, f"feature_{name}")
+            company[items, : view.size] = company[items, view.size :] if self.text is not None else torch.nan
         try:
             yield
         finally:
@@ -168,6 +169,13 @@ class MVRec(nn.Module):
             company = getattr(self, f"feature_{name}")
             company[:, view.size :] = torch.nan
             company[there, view.size :] = self._alike(name, view, vector[there], row[there])
+
+    def complete(self) -> None:
+        """Of a trained model: what has no company of its own takes that of items of a like text for it."""
+        for name, view in self._graphs().items() if self.text is not None else ():
+            company = getattr(self, f"feature_{name}")
+            alone = company[:, 0].isnan()
+            company[alone, : view.size] = company[alone, view.size :]
 
     def _graphs(self) -> dict[str, GraphView]:
         views = self.config.views_at("item").items()
@@ -218,7 +226,7 @@ class MVRec(nn.Module):
             elif view.kind == "graph":
                 company = torch.full((len(texts), getattr(self, f"feature_{name}").shape[1]), torch.nan, device=device)
                 if self.text is not None and bool(there.any()):
-                    company[there, view.size :] = self._alike(name, view, vector[there])
+                    company[there] = self._alike(name, view, vector[there]).repeat(1, 2)
                 encoded.append(self.encoders[name](company))
             elif view.kind == "text":
                 encoded.append((self.encoders[name](vector * there[:, None]), there))

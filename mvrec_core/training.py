@@ -158,6 +158,8 @@ def fit(
             learner.average.swap()
         elif refit is None:
             model.load_state_dict(best, strict=False)
+        if last:
+            model.complete()
         at.epoch, at.shard, at.batch, at.sums = number + 1, 0, 0, [0.0] * len(SUMS)
         at.epochs.append(_values(epoch))
         if states is not None:

@@ -50,7 +50,7 @@ def test_a_new_item_keeps_the_company_of_those_of_a_like_text(plain_data, tiny_e
     text, there = model.text(torch.arange(model.n_rows))
     near = (there & model.known & ~model.feature_graph[:, 0].isnan()).nonzero()[:, 0]
     alike = graph.alike(model.feature_graph[near, :8], text[near], near, model.text.embed(["title: 流浪地球 3"]))
-    expected, _ = model.encoders["graph"](torch.cat([torch.full_like(alike, torch.nan), alike], 1))
+    expected, _ = model.encoders["graph"](alike.repeat(1, 2))
     torch.testing.assert_close(views.z[0, k], expected[0], atol=1e-4, rtol=1e-4)
     assert model.feature_graph[there, 8:].isfinite().all() and model.feature_graph[~there, 8:].isnan().all()
 
@@ -125,3 +125,22 @@ def test_a_wrong_value_names_the_column(plain_recommender):
 
 def test_an_item_about_which_nothing_is_known(plain_recommender):
     assert ids(plain_recommender.with_items([Item("i98", {})], 1), None, k=41)[-1] == "i98"
+
+
+def test_what_has_no_company_takes_that_of_items_of_a_like_text_when_training_is_over(plain_data, tiny_encoder):
+    config = tiny.config(tiny_encoder, "views.graph={kind: graph, size: 8}")
+    model = checkpoint.new_model(config, plain_data, plain_data.shards(config))
+    model.refresh_texts()
+    model.feature_graph[5:9, :8] = torch.nan
+    before = model.feature_graph.clone()
+    alone = before[:, 0].isnan()
+    model.complete()
+    same = {"atol": 0, "rtol": 0, "equal_nan": True}
+    torch.testing.assert_close(model.feature_graph[alone, :8], before[alone, 8:], **same)
+    torch.testing.assert_close(model.feature_graph[~alone], before[~alone], **same)
+    items = torch.tensor([10, 12])
+    with model.as_if_new(items):
+        torch.testing.assert_close(model.feature_graph[items, :8], before[items, 8:], **same)
+        assert not model.known[items].any()
+    torch.testing.assert_close(model.feature_graph[~alone], before[~alone], **same)
+    assert model.known[items].all()
