@@ -19,8 +19,7 @@ export PYTHONUTF8 := 1
 REPRODUCE_ml-100k := movielens-100k.yaml --seeds 0,1,2,3,4
 REPRODUCE_ml-1m := movielens-1m.yaml --seeds 0,1,2
 REPRODUCE_beauty := amazon-beauty.yaml --seeds 0,1,2,3,4
-REPRODUCE_beauty-cold := amazon-beauty.yaml --seeds 0 name=amazon-beauty-cold data.split.new_items=0.1 \
-  "views={id: {kind: id}, text: {kind: text, columns: [title]}}"
+REPRODUCE_beauty-cold := amazon-beauty.yaml --seeds 0 name=amazon-beauty-cold data.split.new_items=0.1
 REPRODUCE_journey := complete-journey.yaml --seeds 0,1,2,3,4
 
 .PHONY: demo test lint reproduce bench-train bench-serve clean-demo
