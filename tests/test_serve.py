@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 
 import httpx
+import psutil
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -33,6 +34,7 @@ from serve.watch import KEEP_EVERY_S
 ROOT = Path(__file__).parents[1]
 START_WITHIN_S = 90
 STOP_WITHIN_S = 30
+GONE = 0  # instead of a status
 
 
 def environment() -> dict[str, str]:
@@ -369,6 +371,43 @@ def test_replicas_come_with_the_load_and_go_with_it(checkpoint, tmp_path):
             one.result(30)
         wait_until(lambda: replicas() == 1, 90)
     assert failures == []
+
+
+@pytest.mark.ray
+def test_a_replica_that_stands_still_is_replaced_and_the_service_goes_on(checkpoint, tmp_path):
+    options = ("--min-replicas", "2", "--max-replicas", "2", "--deadline-s", "2", "--state-dir", str(tmp_path))
+    stop, answers = threading.Event(), []
+
+    def ask(service: Service) -> None:
+        while not stop.is_set():
+            try:
+                body = {"user_id": "u003", "k": 3}
+                answers.append(httpx.post(f"{service.url}/v1/recommend", json=body, timeout=30).status_code)
+            except httpx.RemoteProtocolError:  # the replica that had it was ended
+                answers.append(GONE)
+
+    def replicas(service: Service) -> dict[int, psutil.Process]:
+        found = {}
+        for child in psutil.Process(service.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::ServeReplica"):
+                    found[child.pid] = child
+        return found
+
+    with running(checkpoint, *options) as service, ThreadPoolExecutor(4) as pool:
+        wait_until(lambda: len(replicas(service)) == 2)
+        asking = [pool.submit(ask, service) for _ in range(4)]
+        try:
+            still = next(iter(replicas(service).values()))
+            still.suspend()  # as one does that swaps, or waits for a disk that has gone
+            wait_until(lambda: still.pid not in replicas(service) and len(replicas(service)) == 2, 150)
+            wait_until(lambda: answers[-40:] == 40 * [200], 90)
+        finally:
+            stop.set()
+        for one in asking:
+            one.result(60)
+    failed = [status for status in answers if status != 200]
+    assert len(failed) <= 8 and all(status in (GONE, 500, 502, 503, 504) for status in failed)
 
 
 @pytest.mark.ray
