@@ -41,7 +41,7 @@ from mvrec_core.reading import parse_config
 from mvrec_core.sequences import VALID, Histories
 from mvrec_core.shards import Shards
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,11 @@ from serve.limits import Limits
 from serve.metrics import CONTENT_TYPE
 from serve.schema import (
     MAX_ITEMS,
+    MAX_LIVE_EVENTS,
     ErrorAnswer,
     EventsAnswer,
     EventsBody,
+    ForgottenAnswer,
     HealthAnswer,
     HistoryAnswer,
     ItemsAnswer,
@@ -103,6 +105,8 @@ class Backend(Protocol):
     async def history(self, user_id: str, limit: int) -> bytes: ...
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes: ...
+
+    async def forget(self, user_id: str, event_ids: Sequence[str] | None) -> bytes: ...
 
     async def users(self, prefix: str, limit: int) -> list[str]: ...
 
@@ -255,6 +259,13 @@ def _add_user_routes(api: FastAPI, backend: Backend) -> None:
     async def append(body: EventsBody) -> Response:
         """Append events to the live history of a user, who need not be known; the next answer rests on them."""
         return JSON(await backend.append(body.user_id, body.live_events(time.time())))
+
+    @api.delete("/v1/users/{user_id:path}/events", response_model=ForgottenAnswer)
+    async def forget(
+        user_id: str, event_id: Annotated[list[str] | None, Query(min_length=1, max_length=MAX_LIVE_EVENTS)] = None
+    ) -> Response:
+        """Forget live events of a user: those of some names, or all. What a model was trained on stays in it."""
+        return JSON(await backend.forget(user_id, event_id))
 
 
 def _add_health_routes(api: FastAPI, backend: Backend) -> None:

@@ -34,6 +34,7 @@ from serve.rules import AuditLog, rules_file
 from serve.schema import (
     as_json,
     events_values,
+    forgotten_values,
     history_values,
     items_values,
     recommend_values,
@@ -254,6 +255,9 @@ class Replica:
         recommender = await self._versions.of(Request(user_id)).catch_up()
         unknown = await self._in_thread(recommender.unknown_items, [event.event() for event in events])
         return as_json(events_values(user_id, unknown, await self._sessions.append(user_id, events)))
+
+    async def forget(self, user_id: str, event_ids: Sequence[str] | None) -> bytes:
+        return as_json(forgotten_values(user_id, await self._sessions.forget(user_id, event_ids)))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         return await self._in_thread(self._versions.main.recommender.users, prefix, limit)

@@ -31,7 +31,7 @@ from mvrec_core.errors import RequestError, nearest
 from mvrec_core.explanations import Explanation
 from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
 from mvrec_core.requests import MICROSECONDS, Candidate, Event, Item, Request
-from serve.sessions import Appended, LiveEvent
+from serve.sessions import Appended, Forgotten, LiveEvent
 
 MAX_CANDIDATES = 1000
 MAX_ITEMS = 200  # that one call may change: their texts are encoded before it is answered
@@ -436,6 +436,12 @@ class EventsAnswer(BaseModel):
     live_events: int = Field(description="how many are kept of the user now")
 
 
+class ForgottenAnswer(BaseModel):
+    user_id: str
+    forgotten: int = Field(description="live events that were there")
+    live_events: int = Field(description="how many are kept of the user now")
+
+
 class UsersAnswer(BaseModel):
     users: list[str]
 
@@ -527,6 +533,11 @@ def events_values(user_id: str, unknown_items: int, appended: Appended) -> dict[
         "unknown_items": unknown_items,
         "live_events": appended.live,
     }
+
+
+def forgotten_values(user_id: str, forgotten: Forgotten) -> dict[str, Any]:
+    """A ForgottenAnswer as plain values."""
+    return {"user_id": user_id, "forgotten": forgotten.forgotten, "live_events": forgotten.live}
 
 
 def degraded_values(degraded: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +61,26 @@ class Appended:
     live: int
 
 
+@dataclass(frozen=True)
+class Forgotten:
+    """forgotten: events that were there; live: all that are kept now."""
+
+    forgotten: int
+    live: int
+
+
 class Sessions(Protocol):
-    """A store of live histories; both methods raise StateUnavailable."""
+    """A store of live histories; all methods raise StateUnavailable."""
 
     async def read(self, user_id: str) -> str:
         """The user's row, to be read by live_events; empty where there is none."""
         ...
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> Appended: ...
+
+    async def forget(self, user_id: str, event_ids: Collection[str] | None = None) -> Forgotten:
+        """The events of these names, or all."""
+        ...
 
 
 def open_sessions(settings: ServeConfig, run: str, redis: RedisClient | None) -> Sessions:
@@ -102,8 +114,18 @@ def joined(row: str, new: Sequence[LiveEvent], max_events: int) -> tuple[str, Ap
             events.append(event)
     kept = sorted(events, key=lambda event: event.timestamp)[-max_events:]
     accepted = len(known) - before
-    lines = (json.dumps(event, separators=(",", ":")) for event in kept)
-    return "\n".join(lines), Appended(accepted, len(new) - accepted, len(kept))
+    return _written(kept), Appended(accepted, len(new) - accepted, len(kept))
+
+
+def without(row: str, event_ids: Collection[str] | None) -> tuple[str, Forgotten]:
+    """A user's row without the events of these names, or without any."""
+    events = _read(row)
+    kept = [event for event in events if event_ids is not None and event.event_id not in event_ids]
+    return _written(kept), Forgotten(len(events) - len(kept), len(kept))
+
+
+def _written(events: Sequence[LiveEvent]) -> str:
+    return "\n".join(json.dumps(event, separators=(",", ":")) for event in events)
 
 
 def _read(row: str) -> list[LiveEvent]:
@@ -156,6 +178,23 @@ class FileSessions:
                 writer.execute(f"DELETE FROM histories WHERE user_id IN ({oldest})", (max(0, surplus),))
         return appended
 
+    async def forget(self, user_id: str, event_ids: Collection[str] | None = None) -> Forgotten:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._forget, user_id, event_ids)
+        except sqlite3.Error as error:
+            raise StateUnavailable(f"live events cannot be written: {error}") from error
+
+    def _forget(self, user_id: str, event_ids: Collection[str] | None) -> Forgotten:
+        with self._writer as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            row = writer.execute("SELECT events FROM histories WHERE user_id = ?", (user_id,)).fetchone()
+            text, forgotten = without(row[0] if row else "", event_ids)
+            if text:
+                writer.execute("UPDATE histories SET events = ? WHERE user_id = ?", (text, user_id))
+            else:
+                writer.execute("DELETE FROM histories WHERE user_id = ?", (user_id,))
+        return forgotten
+
 
 def _connect(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(file, timeout=SET_UP_WITHIN_S, isolation_level=None, check_same_thread=False)
@@ -202,3 +241,23 @@ class RedisSessions:
                 pipe.zrem(self._users, *oldest)
                 await pipe.execute()
         return appended
+
+    async def forget(self, user_id: str, event_ids: Collection[str] | None = None) -> Forgotten:
+        return await self.redis.call(lambda redis: self._forget(redis, user_id, event_ids))
+
+    async def _forget(self, redis: Redis, user_id: str, event_ids: Collection[str] | None) -> Forgotten:
+        key, forgotten = self._prefix + user_id, Forgotten(0, 0)
+
+        async def change(pipe: Pipeline) -> None:  # again where another replica has changed the key meanwhile
+            nonlocal forgotten
+            row = cast("bytes | None", await pipe.get(key))
+            text, forgotten = without((row or b"").decode(), event_ids)
+            pipe.multi()
+            if text:
+                pipe.set(key, text, keepttl=True)
+            else:
+                pipe.delete(key)
+                pipe.zrem(self._users, user_id)
+
+        await redis.transaction(change, key)
+        return forgotten

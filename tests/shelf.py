@@ -11,8 +11,16 @@ from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Item, Request
 from serve.metrics import Metrics
-from serve.schema import as_json, events_values, history_values, recommend_values, score_values, similar_values
-from serve.sessions import LiveEvent, joined, live_events
+from serve.schema import (
+    as_json,
+    events_values,
+    forgotten_values,
+    history_values,
+    recommend_values,
+    score_values,
+    similar_values,
+)
+from serve.sessions import LiveEvent, joined, live_events, without
 from serve.watch import Watch
 
 TITLES = {"a": "霸王别姬", "b": "المومياء", "c": "<script>document.title='broken'</script>"}
@@ -93,6 +101,13 @@ class Shelf:
         keys = ("item_id", "timestamp", "live")
         newest = [{"display": TITLES.get(one[0])} | dict(zip(keys, one, strict=True)) for one in events[::-1]]
         return as_json(history_values(user_id, newest[:limit], self.away))
+
+    async def forget(self, user_id: str, event_ids: Sequence[str] | None) -> bytes:
+        if self.away:
+            raise StateUnavailable("the shelf is locked")
+        row, forgotten = without(self.rows.pop(user_id, ""), event_ids)
+        self.rows |= {user_id: row} if row else {}
+        return as_json(forgotten_values(user_id, forgotten))
 
     async def append(self, user_id: str, events: Sequence[LiveEvent]) -> bytes:
         if self.away:

@@ -75,6 +75,20 @@ def test_an_answer_is_computed_once_until_an_event_comes(replicas):
     assert client.post("/v1/recommend", json={"user_id": "u003", "k": 0}).status_code == 422
 
 
+def test_what_is_forgotten_is_in_no_answer_of_any_replica(replicas):
+    one, other = replicas
+    before = recommend(one, user_id="u003", k=5, now=LATER)
+    events = [{"item_id": "i30", "event_id": "订单/1"}, {"item_id": "i31", "event_id": "2"}]
+    one.post("/v1/events", json={"user_id": "u003", "events": events})
+    both = recommend(other, user_id="u003", k=5, now=LATER)
+    answer = other.delete("/v1/users/u003/events", params={"event_id": "订单/1"}).json()
+    assert answer == {"user_id": "u003", "forgotten": 1, "live_events": 1}
+    assert recommend(one, user_id="u003", k=5, now=LATER) not in (before, both)
+    assert one.delete("/v1/users/u003/events").json() == {"user_id": "u003", "forgotten": 1, "live_events": 0}
+    assert [recommend(client, user_id="u003", k=5, now=LATER) for client in replicas] == [before, before]
+    assert one.delete("/v1/users/陌生人/events").json()["forgotten"] == 0
+
+
 def test_an_answer_is_of_its_time_and_remembered_for_as_long_as_that_tells_nothing_new(replicas, monkeypatch):
     client, asked, clock = replicas[0], [], [LATER + 4]
     answer = client.replica._batcher.answer

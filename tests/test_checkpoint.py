@@ -73,7 +73,7 @@ def test_a_damaged_manifest(copy, text):
 def test_another_format(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    assert refused(copy).endswith("manifest.json: expected checkpoint format 3, found 99")
+    assert refused(copy).endswith("manifest.json: expected checkpoint format 4, found 99")
 
 
 def test_no_directory(tmp_path):

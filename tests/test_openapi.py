@@ -19,6 +19,7 @@ OPERATIONS = [
     ("GET", "/v1/similar/{item_id}"),
     ("POST", "/v1/similar"),
     ("POST", "/v1/events"),
+    ("DELETE", "/v1/users/{user_id}/events"),
     ("PUT", "/v1/items"),
     ("DELETE", "/v1/items"),
     ("DELETE", "/v1/items/{item_id}"),

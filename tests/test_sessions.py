@@ -134,6 +134,24 @@ def test_the_newest_event_is_the_last_of_a_row():
     assert newest_event("") == ()
 
 
+@pytest.mark.parametrize("names", [None, {"甲", "nobody"}, {"甲", "2"}])
+def test_what_is_forgotten_is_gone_for_all_replicas(store, names):
+    async def scenario():
+        one, other = store(max_events=10), store(max_events=10)
+        events = [LiveEvent("a", 1.0, {}, "甲"), LiveEvent("b", 2.0, {}, "2"), LiveEvent("c", 3.0, {})]
+        await one.append("u", events)
+        await one.append("v", events)
+        gone = 3 if names is None else 2 if "2" in names else 1
+        found = await one.forget("u", names)
+        assert (found.forgotten, found.live) == (gone, 3 - gone)
+        kept = [] if names is None else [e.item_id for e in events if e.event_id not in names]
+        assert items(await read(other, "u")) == kept and items(await read(other, "v")) == ["a", "b", "c"]
+        assert (await other.forget("nobody", names)).forgotten == 0
+        assert (await other.append("u", events)).accepted == gone  # a name that was forgotten may come again
+
+    asyncio.run(scenario())
+
+
 def test_a_row_is_short_and_plain():
     row, _ = joined("", [click("甲", 5.0, rating=4)], 10)
     assert json.loads(row) == ["甲", 5.0, {"rating": 4}, None]
