@@ -262,10 +262,11 @@ def _add_user_routes(api: FastAPI, backend: Backend) -> None:
 
     @api.delete("/v1/users/{user_id:path}/events", response_model=ForgottenAnswer)
     async def forget(
-        user_id: str, event_id: Annotated[list[str] | None, Query(min_length=1, max_length=MAX_LIVE_EVENTS)] = None
+        user_id: str,
+        event_id: Annotated[list[str], Query(max_length=MAX_LIVE_EVENTS)] = [],  # noqa: B006
     ) -> Response:
         """Forget live events of a user: those of some names, or all. What a model was trained on stays in it."""
-        return JSON(await backend.forget(user_id, event_id))
+        return JSON(await backend.forget(user_id, event_id or None))
 
 
 def _add_health_routes(api: FastAPI, backend: Backend) -> None:
