@@ -11,7 +11,8 @@ from fastapi import FastAPI, Response
 
 from mvrec_core.errors import RequestError
 from mvrec_core.recommender import Recommender
-from serve.schema import RecommendBody, as_json, recommend_values
+from serve.answers import as_json, recommend_values
+from serve.schema import RecommendBody
 
 
 def app(recommender: Recommender) -> FastAPI:

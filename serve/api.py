@@ -21,31 +21,33 @@ from starlette.types import Lifespan
 
 from mvrec_core.errors import Overloaded, RequestError, StateUnavailable
 from mvrec_core.requests import Candidate, Item, Request
+from serve.answers import (
+    ErrorAnswer,
+    EventsAnswer,
+    ForgottenAnswer,
+    HealthAnswer,
+    HistoryAnswer,
+    ItemsAnswer,
+    RecommendAnswer,
+    ScoreAnswer,
+    SimilarAnswer,
+    UsersAnswer,
+    VersionsAnswer,
+    as_json,
+    error_values,
+)
 from serve.keys import Keys, describe
 from serve.limits import Limits
 from serve.metrics import CONTENT_TYPE
 from serve.schema import (
     MAX_ITEMS,
     MAX_LIVE_EVENTS,
-    ErrorAnswer,
-    EventsAnswer,
     EventsBody,
-    ForgottenAnswer,
-    HealthAnswer,
-    HistoryAnswer,
-    ItemsAnswer,
     ItemsBody,
     ModelVersion,
-    RecommendAnswer,
     RecommendBody,
-    ScoreAnswer,
     ScoreBody,
-    SimilarAnswer,
     SimilarBody,
-    UsersAnswer,
-    VersionsAnswer,
-    as_json,
-    error_values,
     explain,
 )
 from serve.sessions import LiveEvent

@@ -23,15 +23,7 @@ from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUna
 from mvrec_core.recommender import Answer, Recommender
 from mvrec_core.requests import Candidate, Item, Request, digest
 from serve.alias import read_alias
-from serve.api import create_api
-from serve.batching import Batcher
-from serve.cache import Cache
-from serve.items import open_items
-from serve.keys import read_keys
-from serve.metrics import Metrics
-from serve.redis_client import RedisClient
-from serve.rules import AuditLog, rules_file
-from serve.schema import (
+from serve.answers import (
     as_json,
     events_values,
     forgotten_values,
@@ -41,6 +33,14 @@ from serve.schema import (
     score_values,
     similar_values,
 )
+from serve.api import create_api
+from serve.batching import Batcher
+from serve.cache import Cache
+from serve.items import open_items
+from serve.keys import read_keys
+from serve.metrics import Metrics
+from serve.redis_client import RedisClient
+from serve.rules import AuditLog, rules_file
 from serve.sessions import LiveEvent, live_events, newest_event, open_sessions
 from serve.settings import serve_settings
 from serve.snapshots import open_snapshots

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mvrec_core.errors import ConfigError
-from serve.schema import as_json, error_values
+from serve.answers import as_json, error_values
 
 VARIABLE = "MVREC_API_KEYS"  # several with commas between them
 SHORTEST = 16  # letters of a key

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.schema import as_json, error_values
+from serve.answers import as_json, error_values
 
 MAX_BODY = 1_000_000  # bytes
 

@@ -10,8 +10,7 @@ from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Item, Request
-from serve.metrics import Metrics
-from serve.schema import (
+from serve.answers import (
     as_json,
     events_values,
     forgotten_values,
@@ -20,6 +19,7 @@ from serve.schema import (
     score_values,
     similar_values,
 )
+from serve.metrics import Metrics
 from serve.sessions import LiveEvent, joined, live_events, without
 from serve.watch import Watch
 
