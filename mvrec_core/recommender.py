@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from cachetools import TTLCache
 
 from mvrec_core import checkpoint, ranking
@@ -249,7 +250,8 @@ class Recommender:
             raise RequestError(f"item_id: '{item_id}' is not in the catalogue", "item_id", 404)
         wanted = eligible([self._filter(np.array([index]), True, request)], len(self._items), self._device)
         allowed = wanted.index_fill(1, self._blocked, False)
-        return self._list(*self._lists([request], Users.plain(self._items[[index]]), self._items, allowed)[0])
+        vector = F.normalize(self._items[[index]], dim=-1)  # that of a new item is shorter
+        return self._list(*self._lists([request], Users.plain(vector), self._items, allowed)[0])
 
     def excludes_seen(self, request: Request) -> bool:
         return self.config.evaluate.exclude_seen if request.exclude_seen is None else request.exclude_seen
