@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -123,17 +123,25 @@ def recommend(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
     stage: Annotated[Stage, typer.Option(help="test: the lists of the metrics; live: from all history")] = Stage.live,
     k: Annotated[int, typer.Option(help="items a user")] = 20,
-    now: Annotated[str | None, typer.Option(help="live: when they will be read, in ISO-8601; else not known")] = None,
+    now: Annotated[
+        str | None, typer.Option(help="live: when they will be read, in ISO-8601, or 'unknown'; else it is now")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """The top-k lists of every stored user: user_id, rank, item_id, score."""
-    from mvrec_core.schema import instant
     from pipelines import recommend as verb
 
     if now is not None and stage is not Stage.live:
         raise ConfigError(f"--now: expected with --stage live alone, found --stage {stage.value}")
-    moment = None if now is None else instant(now, "--now")
-    verb.recommend(_checkpoint(config, checkpoint, overrides), stage.value, k, out, now=moment)
+    verb.recommend(_checkpoint(config, checkpoint, overrides), stage.value, k, out, now=_moment(now))
+
+
+def _moment(now: str | None) -> int | Literal["clock"] | None:
+    from mvrec_core.schema import instant
+
+    if now is None:
+        return "clock"
+    return None if now == "unknown" else instant(now, "--now")
 
 
 @app.command(context_settings=PASSED_ON)

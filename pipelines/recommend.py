@@ -7,10 +7,11 @@ import logging
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import torch
@@ -47,10 +48,10 @@ def recommend(
     out: Path,
     log: Callable[[str], None] = print,
     users: int = USERS,
-    now: int | None = None,
+    now: int | Literal["clock"] | None = None,
 ) -> int:
     """Writes user_id, rank, item_id, score; the rows written. stage: "valid", "test" or "live"; then `now` is when the
-    lists will be read, in microseconds, None where that is not known.
+    lists will be read, in microseconds, "clock" for when the run began, None where that is not known.
 
     The lists are those of `Recommender.lists`, whole batches of it a block. Blocks stand in <out>.parts until all are
     there, so a run that was stopped goes on with those that are missing. Raises CheckpointError, RequestError.
@@ -59,8 +60,9 @@ def recommend(
     config = parse_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), str(directory))
     batch = config.evaluate.batch_size
     parts = out.absolute().with_name(f"{out.name}.parts")
-    lists = Lists(str(directory.absolute()), stage, k, str(parts), batch * max(1, users // batch), now)
-    _go_on(parts, {"model_version": version, "stage": stage, "k": k, "block": lists.block, "now": now}, log)
+    block = batch * max(1, users // batch)
+    began = _go_on(parts, {"model_version": version, "stage": stage, "k": k, "block": block, "now": now}, log)
+    lists = Lists(str(directory.absolute()), stage, k, str(parts), block, began if now == "clock" else now)
     blocks = range(-(-pq.read_metadata(directory / "users.parquet").num_rows // lists.block))
     missing = [number for number in blocks if not lists.path(number).exists()]
     try:
@@ -75,15 +77,18 @@ def recommend(
     return rows
 
 
-def _go_on(parts: Path, of: dict[str, Any], log: Callable[[str], None]) -> None:
-    """Keeps the part files of the same lists, and of no others."""
-    note = parts / "of.json"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == of:
-        log(f"recommend: going on from {len(list(parts.glob('part-*.parquet')))} blocks in {parts}")
-        return
+def _go_on(parts: Path, of: dict[str, Any], log: Callable[[str], None]) -> int:
+    """Keeps the part files of the same lists, and of no others; when these were begun, in microseconds."""
+    note, began = parts / "of.json", time.time_ns() // 1000
+    if note.exists():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        if before.get("of") == of:
+            log(f"recommend: going on from {len(list(parts.glob('part-*.parquet')))} blocks in {parts}")
+            return before["began"]
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
-    write_text(note, json.dumps(of))
+    write_text(note, json.dumps({"of": of, "began": began}))
+    return began
 
 
 def _made(lists: Lists, missing: Sequence[int]) -> Iterator[int]:

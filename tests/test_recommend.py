@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -75,6 +78,17 @@ def test_a_run_that_was_stopped_goes_on(ray_local, plain_checkpoint, plain_recom
     assert there >= 1 and lines[0].startswith(f"recommend: going on from {there} blocks")
     assert len(lines) == 1 + (4 - there) + 1
     assert pq.read_table(out).equals(plain_recommender.lists("live", K))
+
+
+@pytest.mark.ray
+def test_what_goes_on_is_as_of_when_it_began(ray_local, plain_checkpoint, plain_recommender, out):
+    before = time.time_ns() // 1000
+    with pytest.raises(Stopped):
+        recommend(plain_checkpoint, "live", K, out, stopping("1/4"), users=32, now="clock")
+    began = json.loads(out.with_name(f"{out.name}.parts").joinpath("of.json").read_text())["began"]
+    assert before <= began <= time.time_ns() // 1000
+    recommend(plain_checkpoint, "live", K, out, quiet, users=32, now="clock")
+    assert pq.read_table(out).equals(plain_recommender.lists("live", K, now=began))
 
 
 def test_parts_of_other_lists_are_not_gone_on_with(plain_checkpoint, plain_recommender, out):
