@@ -26,6 +26,7 @@ from mvrec_core.catalog import Catalog
 from mvrec_core.checkpoint import Data, new_model
 from mvrec_core.config import Config
 from mvrec_core.features import Fitted
+from mvrec_core.learner import Learner
 from mvrec_core.sequences import train_examples
 
 ITEMS, USERS, EVENTS, WORDS = 20_000, 2_048, 52, 8_000
@@ -74,7 +75,7 @@ def made_up(config: Config, tokens: int) -> Data:
 
 def step_seconds(config: Config, data: Data) -> float:
     model = new_model(config, data, data.shards(config)).to("cuda").train()
-    learner = training.Learner(model, config, 1000)
+    learner = Learner(model, config, 1000)
     histories = data.histories(config)
     examples = train_examples(histories, config.model.max_len)
     seconds = []

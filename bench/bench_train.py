@@ -36,8 +36,10 @@ import torch
 
 from mvrec_core import training
 from mvrec_core.batch import Batch, collate, rounded
+from mvrec_core.batches import epoch_batches
 from mvrec_core.checkpoint import new_model
 from mvrec_core.config import Config
+from mvrec_core.learner import Learner
 from mvrec_core.reading import load_config
 from mvrec_core.sequences import Examples, train_examples
 from mvrec_core.shards import Shards
@@ -120,7 +122,7 @@ def batches(config: Config) -> Iterator[Batch]:
     for histories in shards:
         draw = np.random.default_rng(0)
         examples = train_examples(histories, config.model.max_len, draw)
-        for rows in training.epoch_batches(examples, config.train.batch_size, [0], Workers()):
+        for rows in epoch_batches(examples, config.train.batch_size, [0], Workers()):
             yield collate(histories, examples[rows.mine])
 
 
@@ -152,7 +154,7 @@ def padding(_: Path) -> dict[str, float]:
         zero = np.repeat(first, windows)
         examples = Examples(zero, zero, limit - oldest, zero, limit)  # all but the oldest read one step before
         steps, places = 0, 0
-        for rows in training.epoch_batches(examples, settings.train.batch_size, [0], Workers()):
+        for rows in epoch_batches(examples, settings.train.batch_size, [0], Workers()):
             read = examples.stop[rows.mine] - examples.start[rows.mine]
             steps += int(read.sum()) + len(read)  # and the start of each
             places += (rounded(int(read.max())) + 1) * len(read)
@@ -165,7 +167,7 @@ def text(runs: Path) -> dict[str, float]:
     data, shards = datasets.training(config)
     model = new_model(config, data, shards)
     torch.set_num_threads(1)
-    learner = training.Learner(model, config, 100)
+    learner = Learner(model, config, 100)
     some = [batch for place, batch in zip(range(6), batches(config), strict=False)]
     whole, bare, said, encoded = [], [], 0, 0
     assert model.text is not None

@@ -33,6 +33,7 @@ from mvrec_core.encoders import (
 from mvrec_core.errors import ConfigError
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.fusion import GatedFusion, LinearFusion
+from mvrec_core.past import Past, same
 from mvrec_core.repeats import Repeats
 from mvrec_core.sequence_encoder import SequenceEncoder
 from mvrec_core.text import TextEncoder
@@ -334,7 +335,7 @@ class MVRec(nn.Module):
         items_nD, _ = self.item_vectors(views)
         users_BTD = self.user_vectors(batch, views, place[batch.item])
         users_PD = users_BTD.flatten(0, 1).index_select(0, wanted.flatten().nonzero()[:, 0])
-        past = _Past.of(batch, wanted, self.known)
+        past = Past.of(batch, wanted, self.known)
         mass_BTL = None
         if self.repeats is not None:
             mass_BTL = self.repeats(batch, F.embedding(place[batch.item], items_nD))
@@ -377,7 +378,7 @@ class MVRec(nn.Module):
         more_P, again_PL = None, None
         if mass_BTL is not None:
             again_BTL = users_BTD @ F.embedding(place[batch.item], items_nD).mT / self.tau
-            again_BTL = again_BTL + (mass_BTL @ _same(batch.item).float()).log1p()
+            again_BTL = again_BTL + (mass_BTL @ same(batch.item).float()).log1p()
             there_PL = past.latest(batch.item) & (past.item_PL != target_P[:, None])
             again_PL = again_BTL[wanted].masked_fill(~there_PL, -torch.inf)
             more_P = (mass_BTL[wanted] * (past.item_PL == target_P[:, None])).sum(1).log1p()
@@ -433,45 +434,6 @@ class MVRec(nn.Module):
         count = len(target_P) if settings.loss == "bce" else settings.negatives
         known = self.known.nonzero()[:, 0]
         return known[torch.randint(len(known), (count,), generator=generator).to(device)]
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What came before each of P targets: user_P, output_P [P] where the target stands; item_PL [P, L] the steps of its
-    user; there_PL which of them came before it, and are of a known item."""
-
-    user_P: Tensor
-    output_P: Tensor
-    item_PL: Tensor
-    there_PL: Tensor
-
-    @staticmethod
-    def of(batch: Batch, wanted_BT: Tensor, known: Tensor) -> _Past:
-        user_P, output_P = wanted_BT.nonzero(as_tuple=True)
-        item_PL = batch.item[user_P]
-        step = torch.arange(item_PL.shape[1], device=item_PL.device)
-        return _Past(user_P, output_P, item_PL, (step < output_P[:, None]) & known[item_PL])
-
-    def among(self, item_BL: Tensor, sampled_C: Tensor) -> Tensor:
-        """bool [P, C]: which of the items sampled came before each target."""
-        length = item_BL.shape[1]
-        step_L1 = torch.arange(length, device=item_BL.device)[:, None]
-        first_BLC = torch.where(item_BL[..., None] == sampled_C, step_L1, length)
-        first_BC = F.pad(first_BLC, (0, 0, 0, 1), value=length).amin(1)  # there may be no step
-        return first_BC[self.user_P] < self.output_P[:, None]
-
-    def latest(self, item_BL: Tensor) -> Tensor:
-        """bool [P, L]: there_PL, of each item just the last step before the target."""
-        length = item_BL.shape[1]
-        step = torch.arange(length, device=item_BL.device)
-        later_BLL = _same(item_BL) & (step > step[:, None])
-        next_BL = F.pad(torch.where(later_BLL, step, length), (0, 1), value=length).amin(2)
-        return self.there_PL & (next_BL[self.user_P] >= self.output_P[:, None])
-
-
-def _same(item_BL: Tensor) -> Tensor:
-    """bool [B, L, L]: which steps are of the same item."""
-    return item_BL[:, :, None] == item_BL[:, None]
 
 
 def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:

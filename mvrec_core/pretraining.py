@@ -11,12 +11,10 @@ values or pairs, C candidates, X distinct texts, I tokens, V words or values of 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,28 +22,31 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mvrec_core import checkpoint
 from mvrec_core.batch import Batch, collate
+from mvrec_core.batches import epoch_batches
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import Config, View
 from mvrec_core.encoders import calendar
-from mvrec_core.errors import CheckpointError, ConfigError, DataError
+from mvrec_core.errors import ConfigError, DataError
 from mvrec_core.features import MISSING_TIME
+from mvrec_core.learner import make_optimiser, rate
+from mvrec_core.masked_tokens import MaskedTokens
 from mvrec_core.model import ItemViews, MVRec
+from mvrec_core.pretrained import reading, save
 from mvrec_core.sequences import VALID, Examples, Histories, train_examples
 from mvrec_core.shards import Shards
 from mvrec_core.text import TextEncoder
-from mvrec_core.training import autocast, epoch_batches, make_optimiser, rate
+from mvrec_core.training import autocast
 from mvrec_core.workers import Workers
 
 HIDDEN = 0.3  # share of the steps at which a view is hidden, and of the users of whom one is
 TEMPERATURE = 0.1  # of all contrasts
 ALIGNED = 1024  # items or pairs of a step that are aligned
-CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1  # share of the tokens to tell; of them [MASK], and any word; the rest stay
 TEXT_EPOCHS = 3  # where the text encoder is tuned and pretrain.text_epochs says nothing
 
 
@@ -84,12 +85,12 @@ def pretrain(config: Config, data: Data, workers: Workers, directory: Path) -> I
             for epoch in adapt_text(config, data, workers, epochs, Path(folder) / "text_encoder"):
                 losses["text"].append(epoch.losses)
                 yield epoch
-            base = _reading(config, Path(folder) / "text_encoder")
+            base = reading(config, Path(folder) / "text_encoder")
         model = checkpoint.new_model(base, data, Shards.whole(histories))
         for epoch in fit(model, histories, config, workers):
             losses["views"].append(epoch.losses)
             if epoch.last and workers.rank == 0:
-                _save(directory, config, data, model, losses, with_text=epochs > 0)
+                save(directory, config, data, model, losses, with_text=epochs > 0)
             yield epoch
 
 
@@ -390,48 +391,6 @@ def _write_encoder(text: TextEncoder, directory: Path) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-class MaskedTokens(nn.Module):
-    """BERT's first task (Devlin et al., NAACL 2019): the head is a transform, then the encoder's own word vectors."""
-
-    def __init__(self, text: TextEncoder):
-        super().__init__()
-        if text.tokenizer.mask_token_id is None:
-            raise ConfigError(
-                f"model.text.path: the tokenizer in '{text.config.path}' has no mask token, "
-                "which pretrain.text_epochs needs"
-            )
-        self.text = text
-        self.mask = int(text.tokenizer.mask_token_id)
-        self.register_buffer("special", torch.tensor(text.tokenizer.all_special_ids), persistent=False)
-        self.words = text.encoder.get_input_embeddings()
-        n_words, dim = self.words.weight.shape
-        self.transform = nn.Sequential(nn.Linear(text.hidden, dim), nn.GELU(), nn.LayerNorm(dim))
-        self.bias = nn.Parameter(torch.zeros(n_words))
-
-    def forward(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of the distinct texts, int64 [X] -> the mean cross-entropy of their chosen tokens."""
-        size = self.text.size[rows]
-        ids_XI = self.text.ids[rows, : int(size.max())].long()
-        there_XI = torch.arange(ids_XI.shape[1], device=ids_XI.device) < size[:, None]
-        open_XI = there_XI & ~torch.isin(ids_XI, self.special)  # type: ignore[arg-type]
-        masked_XI, chosen_XI = mask_tokens(ids_XI, open_XI, self.mask, len(self.bias), generator)
-        states = self.text.encoder(input_ids=masked_XI, attention_mask=there_XI.long()).last_hidden_state
-        logit_PV = self.transform(states[chosen_XI]) @ self.words.weight.T + self.bias
-        return F.cross_entropy(logit_PV.float(), ids_XI[chosen_XI], reduction="sum") / chosen_XI.sum().clamp(min=1)
-
-
-def mask_tokens(
-    ids: Tensor, open_: Tensor, mask: int, n_words: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """-> ids as the encoder reads them, and which were chosen, bool: 15% of the open ones, of which 80% become the
-    mask, 10% any word, and 10% stay as they are."""
-    chance, fate = (torch.rand(ids.shape, generator=generator).to(ids.device) for _ in range(2))
-    words = torch.randint(n_words, ids.shape, generator=generator).to(ids.device)
-    chosen = open_ & (chance < CHOSEN)
-    masked = ids.masked_fill(chosen & (fate < MASKED), mask)
-    return torch.where(chosen & (fate >= MASKED) & (fate < MASKED + RANDOM), words, masked), chosen
-
-
 # what both need
 
 
@@ -462,100 +421,3 @@ def _check_shares(count: int, what: str, config: Config, workers: Workers) -> No
             f"{workers.size} workers need as many {what} and a batch_size as large, "
             f"found {count} and train.batch_size {config.train.batch_size}"
         )
-
-
-# the directory
-
-
-def load(directory: Path, config: Config, data: Data, shards: Shards, before: int = VALID) -> MVRec:
-    """As checkpoint.new_model, but with the pretrained weights.
-
-    Raises CheckpointError where there are none, a file is damaged, or the views, their values or the sizes of the
-    model are not those that were pretrained.
-    """
-    if not directory.exists():
-        raise CheckpointError(
-            f"{directory}: nothing is pretrained; run 'mvrec pretrain' first, or set train.init=scratch"
-        )
-    checkpoint.verify(directory)
-    _check_views(directory, json.loads((directory / "views.json").read_text(encoding="utf-8")), _views(config, data))
-    if (directory / "text_encoder").exists():
-        config = _reading(config, directory / "text_encoder")
-    model = checkpoint.new_model(config, data, shards, before)
-    here, found = _weights(model), load_file(directory / "model.safetensors")
-    for name in sorted(here.keys() | found.keys()):
-        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (here, found)]
-        if shapes[0] != shapes[1]:
-            view = name.split(".")[1] if name.startswith("encoders.") else None
-            raise _misfit(directory, f"{f'view {view!r}: ' if view else ''}{name}", *shapes)
-    with torch.no_grad():
-        for name, weight in here.items():
-            weight.copy_(found[name])
-    return model
-
-
-def _save(
-    directory: Path,
-    config: Config,
-    data: Data,
-    model: MVRec,
-    losses: dict[str, list[dict[str, float]]],
-    with_text: bool,
-) -> None:
-    directory.mkdir(parents=True)
-    save_file(
-        {name: p.detach().cpu().contiguous() for name, p in _weights(model).items()}, directory / "model.safetensors"
-    )
-    if model.text is not None and (with_text or model.text.tuned):
-        model.text.save(directory / "text_encoder")
-    (directory / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
-    for name, tree in (("views", _views(config, data)), ("losses", losses)):
-        (directory / f"{name}.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
-    checkpoint.seal(directory)
-
-
-def _weights(model: MVRec) -> dict[str, nn.Parameter]:
-    """What pretraining moves, but for the text encoder: tau and b only turn a cosine into a chance of coming next."""
-    left = ("text.", "log_tau", "bias")
-    return {name: p for name, p in model.named_parameters() if not name.startswith(left)}
-
-
-def _views(config: Config, data: Data) -> dict[str, dict[str, Any]]:
-    """Of each view its configuration, and a digest of what its indices or its scale mean."""
-    means: dict[str, Callable[[str], Any]] = {
-        "id": lambda name: data.catalog.ids.values.to_pylist(),
-        "text": lambda name: str(config.model.text.path),
-        "category": lambda name: data.fitted.vocabularies[name].values.to_pylist(),
-        "number": lambda name: data.fitted.scales[name],
-    }
-    found = {}
-    for name, view in config.views.items():
-        meant = json.dumps(means[view.kind](name) if view.kind in means else None, ensure_ascii=False)
-        found[name] = {**view.model_dump(mode="json"), "values": hashlib.sha256(meant.encode()).hexdigest()[:12]}
-    return found
-
-
-def _check_views(directory: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name in [*expected, *found]:
-        one, other = expected.get(name), found.get(name)
-        if one is None or other is None:
-            raise _misfit(directory, f"view '{name}'", "a view" if one else None, "a view" if other else None)
-        for key in one.keys() | other.keys():
-            if one.get(key) != other.get(key):
-                raise _misfit(directory, f"view '{name}': {key}", one.get(key), other.get(key))
-    if list(expected) != list(found):
-        raise _misfit(directory, "order of the views", list(expected), list(found))
-
-
-def _misfit(directory: Path, what: str, expected: Any, found: Any) -> CheckpointError:
-    nothing = "nothing"
-    return CheckpointError(
-        f"{directory}: {what}: expected {nothing if expected is None else expected}, "
-        f"found {nothing if found is None else found}; run 'mvrec pretrain --overwrite' with this configuration"
-    )
-
-
-def _reading(config: Config, path: Path) -> Config:
-    """The configuration with another text encoder to start from."""
-    text = config.model.text.model_copy(update={"path": str(path)})
-    return config.model_copy(update={"model": config.model.model_copy(update={"text": text})})

@@ -1,39 +1,36 @@
-"""The optimiser, one step, one epoch: plain torch, on one worker or several."""
+"""Training, epoch by epoch, and the calibration of what was trained: plain torch, on one worker or several."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvrec_core.averaging import Average
 from mvrec_core.batch import Batch, collate
+from mvrec_core.batches import Rows, epoch_batches
 from mvrec_core.calibration import STEEPNESS, CalibrationSums, Scaling
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
+from mvrec_core.learner import SUMS, Learner, Progress, learnt, rate
 from mvrec_core.metrics import RankingSums
 from mvrec_core.model import MVRec
 from mvrec_core.prefetch import ahead
 from mvrec_core.ranking import pair_sums, rank_targets, view_weights
-from mvrec_core.resume import State, States, Tensors
+from mvrec_core.resume import States, Tensors
 from mvrec_core.sequences import TEST, VALID, Examples, Histories, stage_examples, train_examples
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
 
-WARMUP = 0.05  # share of the steps over which the learning rate rises
-SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
 CHOSEN_BY = "NDCG@10"
 NEW = 0.1  # share of the known items
 CHOICE, REFIT = 1, 2  # what a draw is for
-SUMS = ("loss", "targets", "padding", "places", "norm", "steps")
 
 
 @dataclass(frozen=True)
@@ -56,27 +53,6 @@ class Epoch:
     gradient_norm: float  # mean over the steps, before clipping
     view_weights: dict[str, float] | None  # mean over the steps of some users; None where nobody has a validation event
     again: bool = False  # it was yielded before the run was stopped
-
-
-@dataclass
-class Progress:
-    """Where training stands, but for tensors.
-
-    epoch, shard, batch: the next batch: number `batch` of the shard's, of the shards of the epoch; epochs from 1
-    step:   optimiser steps done
-    sums:   of the epoch so far, over all workers, by SUMS
-    best, stale: the best validation, and the epochs since
-    epochs: those that are over, as JSON
-    """
-
-    epoch: int = 1
-    shard: int = 0
-    batch: int = 0
-    step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * len(SUMS))
-    best: float = -1.0
-    stale: int = 0
-    epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -298,138 +274,6 @@ def _epoch(values: dict[str, Any]) -> Epoch:
     valid = values["valid"]
     sums = None if valid is None else RankingSums.from_vector(torch.tensor(valid, dtype=torch.float64))
     return Epoch(**{**values, "valid": sums, "again": True})
-
-
-class Learner:
-    """A model with its optimiser, its learning rate, and the average of its weights."""
-
-    def __init__(self, model: MVRec, config: Config, steps: int):
-        """steps: of the optimiser, about"""
-        self.model, self.config, self.steps = model, config, steps
-        self.optimiser = make_optimiser(model, config)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate(step, steps))
-        self.average = Average(model, config.train.averaging)
-
-    def step(self) -> Tensor:
-        """With the gradients that are there, which it then takes away; their norm before they were clipped."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).detach()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.schedule.step()
-        self.average.update()
-        return norm
-
-    def state(self, at: Progress, best: Tensors, workers: Workers) -> State:
-        """What `restore` makes the same again of a learner that is new."""
-        optimiser = self.optimiser.state_dict()
-        text = self.model.text
-        kept, pattern = text.learning() if text is not None else ({}, {})
-        tensors = {f"model.{name}": value for name, value in learnt(self.model).items()}
-        tensors |= {f"best.{name}": value for name, value in best.items()}
-        tensors |= {f"average.{place}": value for place, value in enumerate(self.average.held)}
-        tensors |= {f"text.{name}": value for name, value in kept.items()}
-        tensors |= {
-            f"optimiser.{place}.{name}": value
-            for place, values in optimiser["state"].items()
-            for name, value in values.items()
-        }
-        progress = {
-            **asdict(at),
-            "groups": optimiser["param_groups"],
-            "averaged": self.average.steps,
-            "text": pattern,
-        }
-        own = {}
-        if text is not None and text.tuned and workers.size > 1:  # each worker has read other texts since the refresh
-            own["cache"] = text.cache
-        return State(progress, tensors, own)
-
-    def restore(self, state: State) -> tuple[Progress, Tensors]:
-        """Where training stands, and the best weights so far."""
-        progress = dict(state.progress)
-        groups, averaged, pattern = progress.pop("groups"), progress.pop("averaged"), progress.pop("text")
-        at = Progress(**progress)
-        device = self.model.popularity.device
-        parts: dict[str, Tensors] = {"model": {}, "best": {}, "average": {}, "text": {}, "optimiser": {}}
-        for name, value in state.tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = value if part == "optimiser" else value.to(device)
-        self.model.load_state_dict(parts["model"], strict=False)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimiser"].items():
-            number, _, what = name.partition(".")
-            moments.setdefault(int(number), {})[what] = value
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self.schedule.last_epoch = at.step
-        self.average.steps = averaged
-        for place, held in enumerate(self.average.held):
-            held.copy_(parts["average"][str(place)])
-        text = self.model.text
-        if text is not None:
-            text.resume(parts["text"], pattern)
-            if "cache" in state.own:
-                text.cache.copy_(state.own["cache"])
-        return at, parts["best"]
-
-
-def learnt(model: MVRec) -> Tensors:
-    """What training changes of a model's state: all of it, but for a text encoder that is frozen."""
-    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    if model.text is not None and not model.text.tuned:
-        fixed |= {name for name in model.state_dict() if name.startswith("text.")}
-    return {name: value.detach() for name, value in model.state_dict().items() if name not in fixed}
-
-
-def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019): the text encoder at its own rate, and no decay of vectors and scalars."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = config.model.text.lr if name.startswith("text.") else config.train.lr
-            rate *= SCALAR_RATE if parameter.ndim == 0 else 1.0
-            decay = config.train.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()],
-        betas=(0.9, 0.98),
-        fused=model.popularity.is_cuda,
-    )
-
-
-def rate(step: int, steps: int) -> float:
-    warmup = max(1, int(steps * WARMUP))
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))  # steps is an estimate: windows differ by epoch
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One batch: the examples of all workers, and this worker's."""
-
-    all: np.ndarray
-    mine: np.ndarray
-    workers: int
-
-    def share(self, examples: Examples, part: np.ndarray) -> float:
-        """The weight that the mean loss of a part needs, so that the sum over a worker's parts and the average over the
-        workers is the mean over the whole batch."""
-        targets = examples.limit - examples.first
-        return float(targets[part].sum() * self.workers / targets[self.all].sum())
-
-
-def epoch_batches(examples: Examples, batch_size: int, seed: Sequence[int], workers: Workers) -> list[Rows]:
-    """The batches of a shard, each window in one of them. Windows of a like length stand together, so padding is
-    little. A batch has batch_size windows, that of the shortest ones what is over besides: so every worker has a part
-    of each, batches do not depend on the number of workers, and their shapes are few, as in batch.rounded."""
-    draw = np.random.default_rng(seed)
-    length = examples.limit - examples.start
-    order = np.argsort(length * draw.uniform(0.9, 1.1, len(length)), kind="stable")
-    count = max(1, len(order) // batch_size)
-    batches = np.split(order, len(order) - batch_size * np.arange(count - 1, 0, -1))
-    places = draw.permutation(len(batches))
-    return [Rows(batches[p], batches[p][workers.rank :: workers.size], workers.size) for p in places]
 
 
 def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mvrec_core import checkpoint, pretraining, ranking, training
+from mvrec_core import checkpoint, pretrained, ranking, training
 from mvrec_core.calibration import Scaling
 from mvrec_core.config import Config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
@@ -238,7 +238,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _new_model(config: Config, data: checkpoint.Data, shards: Shards, before: int = VALID) -> MVRec:
     if config.train.init == "pretrained":
-        return pretraining.load(config.run_dir / "pretrained", config, data, shards, before)
+        return pretrained.load(config.run_dir / "pretrained", config, data, shards, before)
     return checkpoint.new_model(config, data, shards, before)
 
 

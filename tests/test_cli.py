@@ -44,8 +44,8 @@ def paths(logs, runs):
         (["evaluate", "--checkpoint", "no-such", "evaluate.batch_size=8"], "evaluate: section.key=value needs"),
         (["evaluate", "-c", tiny.CONFIG, "evaluate.baselines=[pop]"], f"{tiny.CONFIG}: key 'evaluate.baselines.0': "),
         (["recommend", "--checkpoint", "no-such", "--out", "x.parquet"], "no-such: no such checkpoint directory"),
-        (["recommend", "--checkpoint", "x", "--out", "y", "--stage", "test", "--now", "unknown"], "--now: expected with"),
-        (["recommend", "--checkpoint", "x", "--out", "y", "--now", "soon"], "--now: expected an ISO-8601 instant, found"),
+        (["recommend", "--checkpoint", "x", "--out", "y", "--stage", "test", "--now", "x"], "--now: expected with"),
+        (["recommend", "--checkpoint", "x", "--out", "y", "--now", "soon"], "--now: expected an ISO-8601 instant"),
         (["train", "-c", tiny.CONFIG, "runs=/no/where"], "/no/where/tiny/prepared: no prepared data"),
     ],
 )  # fmt: skip

@@ -14,7 +14,9 @@ from mvrec_core import checkpoint, pretraining
 from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST
 from mvrec_core.errors import CheckpointError, ConfigError, DataError
-from mvrec_core.pretraining import MaskedTokens, Pretext, contrast, mask_tokens, pretrain, tell_values
+from mvrec_core.masked_tokens import MaskedTokens, mask_tokens
+from mvrec_core.pretrained import load
+from mvrec_core.pretraining import Pretext, contrast, pretrain, tell_values
 from mvrec_core.sequences import TRAIN, VALID
 from mvrec_core.shards import Shards
 from mvrec_core.text import TextEncoder
@@ -270,7 +272,7 @@ def test_the_directory_is_sealed(pretrained):
 def test_training_starts_from_what_was_pretrained(pretrained, plain_data, tiny_encoder):
     config, directory, _ = pretrained
     histories = plain_data.histories(config)
-    model = pretraining.load(directory, config, plain_data, Shards.whole(histories))
+    model = load(directory, config, plain_data, Shards.whole(histories))
     scratch = checkpoint.new_model(config, plain_data, Shards.whole(histories))
     weights = load_file(directory / "model.safetensors")
     left = set(dict(model.named_parameters())) - set(weights)
@@ -300,7 +302,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_encoder, plain_data, tmp_path, t
 def refused(directory, encoder, data, *overrides):
     config = tiny.config(encoder, *overrides)
     with pytest.raises(CheckpointError) as error:
-        pretraining.load(directory, config, data, data.shards(config))
+        load(directory, config, data, data.shards(config))
     return str(error.value).removeprefix(f"{directory}: ")
 
 

@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvrec_core.averaging import Average
+from mvrec_core.batches import epoch_batches
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
+from mvrec_core.learner import make_optimiser
 from mvrec_core.metrics import RankingSums
 from mvrec_core.ranking import encode, pair_sums, rank_targets
 from mvrec_core.sequences import TEST, TRAIN, VALID, Examples, stage_examples, train_examples
 from mvrec_core.shards import Shards
-from mvrec_core.training import calibrate, epoch_batches, fit, make_optimiser
+from mvrec_core.training import calibrate, fit
 from mvrec_core.workers import Workers
 
 
