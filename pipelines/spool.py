@@ -25,6 +25,7 @@ from mvrec_core.cleaning import surely_beyond
 from mvrec_core.config import Config, NumberView, Source
 from mvrec_core.schema import Columns, invalid_ids, left_out, read_ids, read_timestamps, read_value, unreadable
 from pipelines import files, locations, raw
+from pipelines.chunk import Chunk
 
 SLOTS = 4096  # the most buckets there can be
 ROWS = 500_000  # of a part, and of a bucket where the number of buckets is chosen
@@ -211,7 +212,7 @@ class _Refused:
         self._path, self._new = path, path.with_name(f".{path.name}.tmp")
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, file: str, chunk: raw.Chunk, places: list[int], why: list[str]) -> Counter[str]:
+    def add(self, file: str, chunk: Chunk, places: list[int], why: list[str]) -> Counter[str]:
         """Writes the rows at the given places and what a chunk could not hold; counts by reason."""
         rows = chunk.rows.gather(places).to_list()
         whole, why = chunk.whole(places) if places else [], list(why)

@@ -26,7 +26,7 @@ from pyarrow.fs import FileSystem
 
 from mvrec_core.config import Source
 from mvrec_core.errors import ConfigError, DataError
-from pipelines import locations, raw
+from pipelines import decoded, locations, parquet_rows, raw
 
 NAMES = ("user_id", "item_id", "timestamp")
 ROWS = [("用户1", "a,b", "1"), ("u2", "玩具 总动员", "2"), ("", 'say "喂"', "9223372036854775807")]
@@ -223,7 +223,7 @@ def test_a_column_that_is_not_there(tmp_path, name):
 @pytest.mark.parametrize("block", [3000, 3007, 3100, 5000])
 def test_quoted_newlines_cross_block_borders(tmp_path, monkeypatch, block):
     rows = [(f"u{i % 9}", f"i\nquoted\n{i}", str(i)) for i in range(2000)]
-    monkeypatch.setattr(raw, "BLOCK", block)
+    monkeypatch.setattr(decoded, "BLOCK", block)
     assert read(write(tmp_path / "log.csv", rows)) == numbered(rows)
 
 
@@ -234,7 +234,7 @@ def test_rows_keep_their_numbers_among_broken_ones(tmp_path, monkeypatch, form):
     header = 0 if form == "jsonl" else 1
     lines[header:] = [line if i % 7 else "坏" for i, line in enumerate(lines[header:], 1)]
     Path(file).write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.setattr(raw, "BLOCK", 300)
+    monkeypatch.setattr(decoded, "BLOCK", 300)
     assert read(file) == [(i, "u", "i", str(i)) for i in range(1, 2001) if i % 7]
     reason = "not a JSON object" if form == "jsonl" else "expected 3 columns, found 1"
     assert read_bad(file) == [(i, "坏", reason) for i in range(7, 2001, 7)]
@@ -258,7 +258,7 @@ def test_every_line_is_a_row_or_a_bad_row(tmp_path_factory, lines, form, block):
     file = tmp_path_factory.mktemp("log") / f"log.{form}"
     file.write_bytes(("" if form == "jsonl" else "a,b\n" if form == "csv" else "a\tb\n").encode() + text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw, "BLOCK", block)
+        patch.setattr(decoded, "BLOCK", block)
         numbers = [row[0] for row in read(file, ["a"])] + [row for row, _, _ in read_bad(file, ["a"])]
     blank = (lambda line: not line.strip(" \t")) if form == "jsonl" else (lambda line: not line)
     there = sum(not blank(line) for line in text.replace("\r", "\n").split("\n"))
@@ -311,7 +311,8 @@ def test_a_wrong_byte_far_down(tmp_path):
 def test_a_process_that_drops_a_reader_of_another_encoding_ends(tmp_path):
     file = write(tmp_path / "log.csv", [("甲", "乙", "1")] * 100_000, encoding="gb18030")
     code = (
-        "import sys; from mvrec_core.config import Source; from pipelines import raw; raw.BLOCK = 1 << 14\n"
+        "import sys; from mvrec_core.config import Source; from pipelines import decoded, raw\n"
+        "decoded.BLOCK = 1 << 14\n"
         "for _ in range(20): print(len(next(raw.chunks(sys.argv[1], Source(path='', encoding='gb18030'), ())).rows))"
     )
     root = Path(raw.__file__).parent.parent
@@ -333,7 +334,7 @@ def test_damaged_files(tmp_path, name):
 
 
 def test_a_quote_left_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "BLOCK", 1 << 20)
+    monkeypatch.setattr(decoded, "BLOCK", 1 << 20)
     (tmp_path / "log.csv").write_text('user_id,item_id,timestamp\nu,"a,1\n' + "u,b,2\n" * 400_000)
     assert "a row is longer than 1 MB; is a quote left open?" in refusal(read, tmp_path / "log.csv")
 
@@ -425,7 +426,7 @@ def write_ids(path: Path, rows: int, group: int) -> str:
 
 @pytest.mark.parametrize("group", [7, 30, 100, 1000])
 def test_parquet_in_chunks_of_some_rows(tmp_path, monkeypatch, group):
-    monkeypatch.setattr(raw, "ROWS", 30)
+    monkeypatch.setattr(parquet_rows, "ROWS", 30)
     file = write_ids(tmp_path / "log.parquet", 1000, group)
     found = list(raw.chunks(file, Source(path=file), ["item_id"]))
     assert max(len(chunk.frame) for chunk in found) == 30 - 30 % group if group < 30 else 30
@@ -440,7 +441,7 @@ def test_parquet_in_chunks_of_some_rows(tmp_path, monkeypatch, group):
 
 
 def test_long_rows_come_in_short_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "BYTES", 1 << 20)
     texts = [str(i) * 50_000 for i in range(10, 50)]
     pq.write_table(pa.table({"item_id": texts}), tmp_path / "items.parquet", use_dictionary=False)
     found = list(raw.chunks(str(tmp_path / "items.parquet"), Source(path=""), ["item_id"]))
@@ -449,7 +450,7 @@ def test_long_rows_come_in_short_chunks(tmp_path, monkeypatch):
 
 
 def test_pieces_of_large_parquet_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "PIECE", 100)
+    monkeypatch.setattr(parquet_rows, "PIECE", 100)
     text = write(tmp_path / "a.csv")
     files = [write_ids(tmp_path / f"{group}.parquet", 250, group) for group in (30, 100, 170, 999)]
     found = raw.pieces([Source(path="x"), Source(path="y")], [[text, files[0]], files[1:]])
