@@ -272,7 +272,7 @@ class TrainConfig(Node):
     workers: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: int | None = Field(None, ge=1)  # of torch a worker; None: the machine's cores shared out
+    threads: int | None = Field(None, ge=1)  # of torch a worker; None: the node's cores shared out
     refit: bool = False  # then train anew on train and validation events, for as many epochs as validation chose
     init: Literal["scratch", "pretrained"] = "scratch"  # pretrained: from what `mvrec pretrain` left in the run
     patience: int = Field(10, ge=1)  # epochs without a better validation NDCG@10 before training stops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -45,6 +46,13 @@ def _start(address: str, options: dict[str, Any]) -> None:
             ray.shutdown()
             if last:
                 raise ResourceError("Ray did not start in its time; this machine may be too busy: try again") from None
+
+
+def node_cores() -> int:
+    """Of the node that this runs on, as Ray counts them: a container may have fewer than its machine."""
+    here = ray.get_runtime_context().get_node_id()
+    counted = next((node["Resources"].get("CPU") for node in ray.nodes() if node["NodeID"] == here), None)
+    return max(1, int(min(os.cpu_count() or 1, counted or math.inf)))
 
 
 def cores() -> int:

@@ -31,7 +31,7 @@ from mvrec_core.sequences import TEST, VALID
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
 from pipelines import datasets, trackers
-from pipelines.cluster import connect
+from pipelines.cluster import connect, node_cores
 from pipelines.files import publish
 
 SHOWN = ("HR@10", "NDCG@10", "MRR@10")
@@ -181,7 +181,7 @@ def join(settings: dict[str, Any]) -> tuple[Config, Workers]:
     config = parse_config(settings["config"], "the run's configuration")
     context = ray.train.get_context()
     here = context.get_local_world_size()
-    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // here))
+    torch.set_num_threads(config.train.threads or max(1, node_cores() // here))
     torch.use_deterministic_algorithms(not settings["gpu"])  # the same seed gives the same bits on CPU
     device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
 

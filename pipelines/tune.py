@@ -27,7 +27,7 @@ from mvrec_core.errors import MVRecError, ResourceError
 from mvrec_core.reading import changed, parse_config
 from mvrec_core.training import CHOSEN_BY
 from pipelines import datasets, files, study, trackers
-from pipelines.cluster import connect
+from pipelines.cluster import connect, node_cores
 from pipelines.run_report import read_curves
 from pipelines.study import Study
 from pipelines.train import CURVES, train
@@ -70,7 +70,7 @@ def _search(config: Config, trials: Study, left: int, log: Callable[[str], None]
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints even where it is to be silent
     storage = (study.folder(config) / "ray").absolute()
     shutil.rmtree(storage, ignore_errors=True)
-    threads = config.train.threads or max(1, (os.cpu_count() or 1) // (config.tune.at_once * config.train.workers))
+    threads = config.train.threads or max(1, node_cores() // (config.tune.at_once * config.train.workers))
     base = changed(config, {"tune": None, "train.threads": threads}, "tune")  # alone or not, a trial has the same bits
     trial = partial(_trial, tree=base.model_dump(mode="json"), cwd=str(Path.cwd()))
     tuner = ray_tune.Tuner(
