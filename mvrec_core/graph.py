@@ -23,7 +23,7 @@ from mvrec_core.catalog import FIRST
 from mvrec_core.sequences import Histories
 
 ALIKE, SHARPNESS = 50, 10.0
-MOST_NEAR, CHUNK = 50_000, 512
+MOST_NEAR, CHUNK = 20_000, 512  # 100,000 items then take some 20 s of a core
 MOST_EVENTS = 5_000_000  # of the first shards; what more events would add is little, and their links take a gigabyte
 
 

@@ -103,3 +103,13 @@ def test_there_may_be_nothing_alike():
     assert graph.alike(nothing, nothing, rows[:0], one).tolist() == [[0, 0, 0]]
     assert graph.alike(one, one, rows, one, rows).tolist() == [[0, 0, 0]]  # but itself
     assert graph.alike(one, one, rows, nothing).shape == (0, 3)
+
+
+def test_of_many_items_some_evenly_from_all_are_looked_at(monkeypatch):
+    monkeypatch.setattr(graph, "MOST_NEAR", 5)
+    company = torch.arange(41, dtype=torch.float32)[:, None]
+    text = torch.eye(41)
+    found = graph.alike(company, text, torch.arange(41), text[[10, 11]])
+    weight = np.exp([0, graph.SHARPNESS, 0, 0, 0])  # 0, 10, 20, 30 and 40
+    assert found[0].item() == pytest.approx(weight @ [0, 10, 20, 30, 40] / weight.sum(), rel=1e-5)
+    assert found[1].item() == pytest.approx(20)
