@@ -42,11 +42,11 @@ def start(config, tmp_path) -> subprocess.Popen:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    for _ in range(1200):
+    for _ in range(3600):
         if condition() or process.poll() is not None:
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come so far in a minute")
+    raise AssertionError("it did not come so far in three minutes")
 
 
 def made(config) -> list[Path]:

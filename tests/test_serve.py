@@ -120,7 +120,8 @@ def service(checkpoint: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=30) as opened:
+    once = httpx.Limits(max_keepalive_connections=0)  # HAProxy closes an idle connection when it is set up anew
+    with httpx.Client(base_url=service.url, timeout=30, limits=once) as opened:
         yield opened
 
 
