@@ -40,8 +40,8 @@ class Current:
     async def catch_up(self) -> Recommender:
         """The Recommender with all that any replica was told before. Without the store, with what is here.
 
-        Where texts of new items have to be read, which may take seconds, nobody waits longer than PATIENCE_S but the
-        first who ever asks: till then it is the one without these items, and after PATIENCE_S without removed ones.
+        Where texts of new items have to be read, which may take seconds, nobody but the first who ever asks waits
+        longer than PATIENCE_S: meanwhile it is one without these items. Removed items go first.
         """
         if self._behind(await self._version()):
             if self._following is None or self._following.done():

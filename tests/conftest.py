@@ -6,7 +6,7 @@ import shutil
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mvrec_core.checkpoint import Data
 from mvrec_core.config import Config
 from mvrec_core.model import MVRec
 from mvrec_core.recommender import Recommender
+from mvrec_core.requests import Request
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
 
@@ -154,3 +155,13 @@ def checkpoint(tiny_config: Config, tiny_prepared: dict[str, Any], ray_local: No
     from pipelines.train import train
 
     return train(tiny_config, log=lambda line: None)
+
+
+@pytest.fixture
+def ask(plain_recommender: Recommender) -> Callable[..., Any]:
+    """A request's values -> its answer."""
+
+    def one(*args: Any, **kwargs: Any) -> Any:
+        return plain_recommender.recommend([Request(*args, **kwargs)])[0]
+
+    return one

@@ -269,3 +269,13 @@ def test_a_view_may_have_the_name_of_an_attribute(tiny_encoder, plain_data):
     histories = data.histories(config)
     model(collate(histories, train_examples(histories, 8)[:9]), torch.Generator().manual_seed(0)).backward()
     assert all(p.grad is not None for name in names.values() for p in model.encoders[name].parameters())
+
+
+@pytest.mark.parametrize(("fusion", "length"), [("gated", 0.5), ("linear", 1.0)])
+def test_new_items_are_believed_less_but_not_by_the_source_formulation(tiny_encoder, plain_data, fusion, length):
+    model = build(tiny_encoder, plain_data, f"model.fusion={fusion}")
+    model.certainty.fill_(0.5)
+    model.known[FIRST] = False
+    with torch.no_grad():
+        vectors = catalogue(model)[1].norm(dim=1)
+    torch.testing.assert_close(vectors[FIRST : FIRST + 2], torch.tensor([length, 1.0]))

@@ -11,27 +11,14 @@ from mvrec_core import checkpoint
 from mvrec_core.attributes import Between, OneOf
 from mvrec_core.config import TextView
 from mvrec_core.errors import CheckpointError, RequestError
-from mvrec_core.metrics import RankingSums
 from mvrec_core.recommender import Answer, Recommender
 from mvrec_core.requests import Candidate, Event, Request, read_texts
 
 DEC_1 = 1_512_086_400.0
 
 
-@pytest.fixture
-def ask(plain_recommender):
-    def one(*args, **kwargs):
-        return plain_recommender.recommend([Request(*args, **kwargs)])[0]
-
-    return one
-
-
 def ids(answer):
     return [item.item_id for item in answer.items]
-
-
-def history_of(user):
-    return [row["item_id"] for row in tiny.event_rows() if row["user_id"] == user]
 
 
 @pytest.mark.parametrize("k", [0, -1, tiny.ITEMS + 1])
@@ -53,7 +40,7 @@ def test_an_answer_is_ranked_from_1_by_score(ask):
 
 @pytest.mark.parametrize(("k", "count"), [(3, 3), (tiny.ITEMS, tiny.ITEMS - 6)])
 def test_k_items_or_as_many_as_there_are(ask, k, count):
-    assert len(history_of("u003")) == 6 and len(ask("u003", k=k).items) == count
+    assert len(tiny.history_of("u003")) == 6 and len(ask("u003", k=k).items) == count
 
 
 def test_together_and_alone_is_the_same(plain_recommender):
@@ -97,55 +84,7 @@ def test_unknown_items_of_the_request_are_counted(ask):
     assert ask("ghost").unknown_items == 0  # its stored event is not the request's
 
 
-# live events
-
-
-def test_live_events_are_those_between_the_stored_and_the_request(ask):
-    live = (Event("i30", DEC_1, {"rating": 4}), Event("no such item", DEC_1 + 1))
-    last = Event("i31", DEC_1 + 2)
-    assert ids(ask("u003", live=live, k=9)) == ids(ask("u003", live, k=9)) != ids(ask("u003", k=9))
-    assert ids(ask("u003", (last,), live=live, k=9)) == ids(ask("u003", (*live, last), k=9))
-    assert ask("u003", (last, Event("没有")), live=live).unknown_items == 1  # of the request alone
-
-
-def test_live_events_make_a_stranger_known(ask):
-    answer = ask("陌生人", live=(Event("i30", DEC_1),), k=40)
-    assert answer.rung == "history" and "i30" not in ids(answer)
-    assert ids(answer) == ids(ask(None, (Event("i30", DEC_1),), k=40))
-
-
-def test_what_a_newer_model_has_learnt_is_not_live_any_more(ask, plain_recommender):
-    stored = [row for row in tiny.event_rows() if row["user_id"] == "u003"]
-    learnt = tuple(Event(row["item_id"], float(row["timestamp"])) for row in stored[-2:])
-    new = Event("i30", DEC_1)
-    assert ask("u003", live=(*learnt, new), k=9) == ask("u003", live=(new,), k=9)
-    history = plain_recommender.history("u003", 100, (*learnt, new))
-    assert [(e["item_id"], e["live"]) for e in history[:2]] == [("i30", True), (stored[-1]["item_id"], False)]
-    assert len(history) == len(stored) + 1
-
-
-def test_live_events_that_this_model_cannot_read_are_left_out(ask, plain_recommender):
-    good, bad = Event("i30", DEC_1), Event("i31", DEC_1 + 1, {"rating": "十分"})
-    assert ask("u003", live=(good, bad), k=9) == ask("u003", live=(good,), k=9)
-    with pytest.raises(RequestError, match="'rating': expected a number"):
-        plain_recommender.unknown_items([good, bad])
-    assert plain_recommender.unknown_items([good, Event("没有")]) == 1
-
-
-@pytest.mark.parametrize(("after", "told"), [(-9, 0), (0, 0), (1, 1), (63, 32), (64, 64), (100_000, 65_536)])
-def test_the_clock_is_read_in_the_steps_that_the_model_tells_apart(plain_recommender, after, told):
-    last = 2e9
-    asked = Request("u003", live=(Event("i30", 1e9), Event("i31", last)), now="clock")
-    assert plain_recommender.moment(asked, last + after) == last + told
-    exact = plain_recommender.recommend([dataclasses.replace(asked, now=last + after)])
-    assert plain_recommender.recommend([dataclasses.replace(asked, now=last + told)]) == exact
-
-
-def test_whose_last_event_has_no_time_is_asked_for_at_no_time(plain_recommender):
-    stored = plain_recommender.moment(Request("u003", now="clock"), 3e9)
-    assert stored is not None and 1.5e9 < stored <= 3e9
-    timeless = (Request("u003", (Event("i30"),), now="clock"), Request("nobody-knows", now="clock"), Request("u003"))
-    assert [plain_recommender.moment(request, 3e9) for request in timeless] == [None, None, None]
+# filters
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -161,20 +100,8 @@ def test_seen_items_are_left_out_as_evaluation_has_it_unless_the_request_says(pl
     ]
 
 
-def test_score_and_history_know_live_events(plain_recommender):
-    live = (Event("i30", DEC_1),)
-    request, candidates = Request("陌生人", live=live), [Candidate("i31")]
-    assert plain_recommender.score(request, candidates)[0] == "history"
-    assert plain_recommender.history("陌生人", 5, live) == [
-        {"item_id": "i30", "display": "film number 30", "timestamp": DEC_1, "live": True}
-    ]
-
-
-# filters
-
-
 def test_seen_items_do_not_come_again_unless_wanted(ask):
-    seen = set(history_of("u003"))
+    seen = set(tiny.history_of("u003"))
     assert not seen & set(ids(ask("u003", k=34)))
     assert seen < set(ids(ask("u003", k=40, exclude_seen=False)))
 
@@ -206,7 +133,7 @@ def test_conditions_come_before_the_best_k_so_that_k_come(ask, user):
         lambda genres, year: "科幻" in genres and "Drama" not in genres and year and 1985 <= int(year) <= 2015
     )
     assert len(fit) >= 8 and set(ids(ask(user, k=40, where=where, exclude_seen=False))) == fit
-    left = fit - set(history_of("u003")) if user else fit
+    left = fit - set(tiny.history_of("u003")) if user else fit
     best = [item for item in ids(ask(user, k=34)) if item in left]
     assert ids(ask(user, k=4, where=where)) == best[:4]
 
@@ -225,58 +152,11 @@ def test_a_condition_on_no_view_fails_alone(plain_recommender):
     assert isinstance(good, Answer) and isinstance(bad, RequestError) and bad.field == "filter.categories.genre"
 
 
-# diversity and caps
-
-
-def similarity(recommender, items):
-    vectors = recommender._items[recommender._data.catalog.ids.index(items)]
-    return float((vectors @ vectors.T).triu(1).sum())
-
-
-@pytest.mark.parametrize("user", ["u003", None])
-def test_diversity_takes_unlike_items_of_the_best(plain_recommender, ask, user):
-    plain, diverse = ask(user, k=8), ask(user, k=8, diversity=0.9)
-    assert len(diverse.items) == 8 and plain.items[0] == diverse.items[0]
-    assert similarity(plain_recommender, ids(diverse)) < similarity(plain_recommender, ids(plain)) - 1
-    assert {i.item_id: i.score for i in ask(user, k=34).items}[ids(diverse)[5]] == diverse.items[5].score
-    assert [item.rank for item in diverse.items] == list(range(1, 9))
-
-
-@pytest.mark.parametrize("user", ["u003", None])
-def test_caps_are_kept_and_k_come_where_possible(ask, user):
-    genres = {row["item_id"]: set(filter(None, row["genres"].split("|"))) for row in tiny.item_rows()}
-    capped = ask(user, k=7, caps=(("genres", 2),))
-    counts, wanted = {}, []
-    for item in ids(ask(user, k=34)):  # in the order of the scores, by hand
-        if len(wanted) < 7 and all(counts.get(genre, 0) < 2 for genre in genres[item]):
-            wanted.append(item)
-            counts |= {genre: counts.get(genre, 0) + 1 for genre in genres[item]}
-    assert ids(capped) == wanted
-
-
-def test_a_pool_too_small_for_the_caps_grows(plain_recommender, ask, monkeypatch):
-    whole = ids(ask("u003", k=4, caps=(("genres", 1),), where=(OneOf("genres", None, frozenset({"Comedy"})),)))
-    monkeypatch.setattr("mvrec_core.recommender._pool", lambda request: request.k)
-    assert ids(ask("u003", k=4, caps=(("genres", 1),), where=(OneOf("genres", None, frozenset({"Comedy"})),))) == whole
-    assert len(whole) >= 3
-
-
-def test_a_cap_on_no_view_is_refused(ask):
-    error = ask("u003", caps=(("genre", 2),))
-    assert str(error) == "caps.genre: not a category view of items; did you mean 'genres'?"
-
-
-def test_a_diverse_and_a_plain_request_in_one_batch(plain_recommender, ask):
-    requests = [Request("u003", k=5), Request("u004", k=5, diversity=0.5), Request(None, k=3, caps=(("genres", 1),))]
-    for request, answer in zip(requests, plain_recommender.recommend(requests), strict=True):
-        assert ids(answer) == ids(plain_recommender.recommend([request])[0])
-
-
-# live events
+# events of the request
 
 
 def test_an_event_of_the_request_counts(ask):
-    stored = history_of("u003")
+    stored = tiny.history_of("u003")
     last = int(stored[-1][1:])
     far = f"i{(last + 20) % tiny.ITEMS:02d}"
     before, after = ask("u003", k=34), ask("u003", (Event(far, DEC_1, {"rating": 5}),), k=34)
@@ -393,19 +273,6 @@ def test_similar_is_by_cosine_without_the_item_itself(plain_recommender, plain_c
     assert len(plain_recommender.similar("i03", Request(k=tiny.ITEMS))) == tiny.ITEMS - 1
 
 
-def test_similar_takes_the_wishes_of_a_request(plain_recommender):
-    everything = [item.item_id for item in plain_recommender.similar("i03", Request(k=39))]
-    drama = (OneOf("genres", frozenset({"Drama"})),)
-    fit = [item for item in everything if item in by_rule(lambda genres, _: "Drama" in genres)]
-    found = plain_recommender.similar("i03", Request(k=5, where=drama, deny=frozenset({fit[0]})))
-    assert [item.item_id for item in found] == fit[1:6]
-    diverse = plain_recommender.similar("i03", Request(k=5, diversity=0.9))
-    assert [item.item_id for item in diverse][0] == everything[0] and len(diverse) == 5
-    assert similarity(plain_recommender, [item.item_id for item in diverse]) < similarity(
-        plain_recommender, everything[:5]
-    )
-
-
 def test_similar_to_nothing(plain_recommender):
     with pytest.raises(RequestError, match="'x' is not in the catalogue") as error:
         plain_recommender.similar("x", Request(k=3))
@@ -430,37 +297,7 @@ def test_users_by_prefix(plain_recommender):
     assert plain_recommender.users("short", 9) == list(tiny.SHORT) and plain_recommender.users("zz", 9) == []
 
 
-# lists
-
-
-@pytest.mark.parametrize("stage", ["valid", "test"])
-@pytest.mark.parametrize("k", [1, 5, 10, 20])
-def test_the_lists_give_the_metrics(plain_recommender, stage, k):
-    examples, ranked = plain_recommender.rank_stage(stage)
-    assert ranked.tied.sum() == 0 and len(ranked) == tiny.USERS
-    wanted = RankingSums.from_ranks(ranked).means()
-    histories, hits, gain = plain_recommender.histories, 0, 0.0
-    rows = {(row["user_id"], row["item_id"]): row["rank"] for row in plain_recommender.lists(stage, k).to_pylist()}
-    for user, stop in zip(examples.user, examples.stop, strict=True):
-        target = f"i{histories.item[histories.offsets[user] + stop] - 2:02d}"
-        rank = rows.get((histories.user_ids[int(user)].as_py(), target))
-        hits += rank is not None
-        gain += 0.0 if rank is None else 1 / math.log2(rank + 1)
-    assert hits / tiny.USERS == pytest.approx(wanted[f"HR@{k}"], abs=1e-9)
-    assert gain / tiny.USERS == pytest.approx(wanted[f"NDCG@{k}"], abs=1e-9)
-
-
-def test_live_lists_are_the_answers(plain_recommender, ask):
-    table = plain_recommender.lists("live", 3)
-    assert table.column_names == ["user_id", "rank", "item_id", "score"] and table.num_rows == 3 * 106
-    rows = [row for row in table.to_pylist() if row["user_id"] == "u003"]
-    answer = ask("u003", k=3)
-    assert [(row["rank"], row["item_id"]) for row in rows] == [(i.rank, i.item_id) for i in answer.items]
-
-
-def test_lists_refuse_a_bad_k(plain_recommender):
-    with pytest.raises(RequestError, match="k: expected 1 to 40"):
-        plain_recommender.lists("test", 41)
+# nothing
 
 
 def test_a_recommender_of_nothing(tmp_path):

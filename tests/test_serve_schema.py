@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,14 +12,10 @@ from shelf import TITLES, Shelf
 from starlette.testclient import TestClient
 
 from mvrec_core.attributes import Between, OneOf
-from mvrec_core.errors import CheckpointError, ConfigError, RequestError
-from mvrec_core.recommender import Answer
 from mvrec_core.requests import Candidate, Event, Item, Request
 from serve.api import create_api
-from serve.batching import Batcher
 from serve.limits import MAX_BODY
 from serve.schema import RecommendBody, ScoreBody
-from serve.settings import serve_settings
 
 
 @pytest.fixture
@@ -393,97 +388,3 @@ def test_pages_need_no_other_host(client):
         assert response.headers["content-type"].startswith("text/html")
         assert response.headers["content-security-policy"].startswith("default-src 'self'")
         assert "http" not in response.text
-
-
-def batched(recommend, requests, max_size: int = 8):
-    """The outcome of each request when all come at once."""
-
-    async def all_at_once():
-        with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(executor, max_size, wait_s=0.01)
-            return await asyncio.gather(*(batcher.answer(recommend, one) for one in requests), return_exceptions=True)
-
-    return asyncio.run(all_at_once())
-
-
-def test_a_batch_keeps_answers_and_errors_apart():
-    sizes = []
-
-    def recommend(requests):
-        sizes.append(len(requests))
-        return [RequestError("no", "k") if one.k == 0 else Answer("history", [], one.k) for one in requests]
-
-    outcome = batched(recommend, [Request(k=k) for k in (1, 2, 0, 4, 5)], max_size=4)
-    assert [one.unknown_items for one in outcome if isinstance(one, Answer)] == [1, 2, 4, 5]
-    assert isinstance(outcome[2], RequestError)
-    assert sizes == [4, 1]
-
-
-def test_a_batch_that_breaks_is_answered_one_by_one():
-    def recommend(requests):
-        return [Answer("history", [], 10 // one.k) for one in requests]
-
-    outcome = batched(recommend, [Request(k=k) for k in (1, 0, 2)])
-    assert [outcome[0].unknown_items, outcome[2].unknown_items] == [10, 5]
-    assert isinstance(outcome[1], ZeroDivisionError)
-
-
-def test_requests_that_come_while_the_model_is_busy_share_its_next_batch():
-    sizes, busy, go_on = [], threading.Event(), threading.Event()
-
-    def recommend(requests):
-        sizes.append(len(requests))
-        busy.set()
-        go_on.wait(5)
-        return [Answer("history", [], 0) for _ in requests]
-
-    async def trickle():
-        with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(executor, max_size=32, wait_s=0.001)
-            first = asyncio.create_task(batcher.answer(recommend, Request()))
-            await asyncio.to_thread(busy.wait, 5)
-            others = []
-            for _ in range(5):
-                others.append(asyncio.create_task(batcher.answer(recommend, Request())))
-                await asyncio.sleep(0.005)  # longer than wait_s: @serve.batch would make five batches of them
-            go_on.set()
-            await asyncio.gather(first, *others)
-
-    asyncio.run(trickle())
-    assert sizes == [1, 5]
-
-
-def test_a_batch_is_for_one_state_of_the_catalogue():
-    def states(*names):
-        def of(name):
-            return lambda requests: sizes.append((name, len(requests))) or [Answer(name, [], 0) for _ in requests]
-
-        sizes, known = [], {name: of(name) for name in names}
-
-        async def all_at_once():
-            with ThreadPoolExecutor(1) as executor:
-                batcher = Batcher(executor, max_size=8, wait_s=0.01)
-                return await asyncio.gather(*(batcher.answer(known[name], Request()) for name in names))
-
-        return [answer.rung for answer in asyncio.run(all_at_once())], sizes
-
-    order = ["old", "old", "新", "新", "old"]
-    assert states(*order) == (order, [("old", 3), ("新", 2)])
-
-
-def test_settings_come_from_the_checkpoint_and_are_changed_by_what_is_given(plain_checkpoint):
-    saved = serve_settings(plain_checkpoint, {"port": None})
-    changed = serve_settings(plain_checkpoint, {"port": 9000, "min_replicas": saved.max_replicas + 1})
-    assert (changed.port, changed.host) == (9000, saved.host)
-    assert changed.max_replicas == changed.min_replicas == saved.max_replicas + 1
-    with pytest.raises(ConfigError, match="max_batch_size"):
-        serve_settings(plain_checkpoint, {"max_batch_size": 0})
-    with pytest.raises(ConfigError, match="max_replicas 1 is below min_replicas 2"):
-        serve_settings(plain_checkpoint, {"min_replicas": 2, "max_replicas": 1})
-
-
-def test_what_is_not_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint directory"):
-        serve_settings(tmp_path / "none", {})
-    with pytest.raises(CheckpointError, match="it has no manifest.json"):
-        serve_settings(tmp_path, {})

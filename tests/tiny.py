@@ -138,3 +138,7 @@ def _join(**columns: str) -> str | None:
 
 def _split(length: int) -> list[int]:
     return [TRAIN] * length if length < 3 else [TRAIN] * (length - 2) + [VALID, TEST]
+
+
+def history_of(user: str) -> list[str]:
+    return [row["item_id"] for row in event_rows() if row["user_id"] == user]
