@@ -1,34 +1,56 @@
-"""One service under real Ray Serve: what it answers, how it starts, what it refuses, how it ends."""
+"""The service as a user starts it: a process of its own, Ray and HAProxy included."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
 
 import httpx
+import psutil
 import pytest
 import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
-from service import (
-    ROOT,
-    START_WITHIN_S,
-    STOP_WITHIN_S,
-    Service,
-    command,
-    environment,
-    free_port,
-    running,
-)
+from redis_server import RedisServer, needs_redis
 
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
 from serve.app import build
+from serve.watch import KEEP_EVERY_S
+
+ROOT = Path(__file__).parents[1]
+START_WITHIN_S = 90
+STOP_WITHIN_S = 30
+GONE = 0  # instead of a status
+
+
+def environment() -> dict[str, str]:
+    """Without what would join the session's Ray, and in the poorest locale."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONIOENCODING"))}
+    return {**outer, "LC_ALL": "C", "PYTHONUNBUFFERED": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(checkpoint: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "serve", "--checkpoint", str(checkpoint), *more]
 
 
 def refused(checkpoint: Path, *more: str) -> str:
@@ -39,6 +61,55 @@ def refused(checkpoint: Path, *more: str) -> str:
     assert run.returncode == 1
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
     return run.stderr
+
+
+@dataclass
+class Service:
+    process: subprocess.Popen[str]
+    url: str
+    lines: Queue[str]
+
+    def wait_for(self, words: str, timeout_s: float) -> str:
+        while True:
+            line = self.lines.get(timeout=timeout_s)
+            if words in line:
+                return line
+
+
+def start(checkpoint: Path, *more: str) -> Service:
+    port = free_port()
+    process = subprocess.Popen(
+        command(checkpoint, "--port", str(port), "--threads", "1", *(more or ("--max-replicas", "1"))),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines: Queue[str] = Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    return Service(process, f"http://127.0.0.1:{port}", lines)
+
+
+def wait_until(true: Callable[[], object], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(checkpoint: Path, *more: str) -> Iterator[Service]:
+    started = start(checkpoint, *more)
+    try:
+        started.wait_for("Ready: ", START_WITHIN_S)
+        yield started
+    except Empty:
+        pytest.fail(f"the service was not ready within {START_WITHIN_S} s")
+    finally:
+        if started.process.poll() is None:
+            started.process.send_signal(signal.SIGTERM)
+            started.process.wait(STOP_WITHIN_S)
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +284,131 @@ def test_a_damaged_checkpoint_is_one_sentence(checkpoint, tmp_path):
     weights[-1] ^= 1
     (damaged / "model.safetensors").write_bytes(weights)
     assert "model.safetensors" in refused(damaged, "--port", str(free_port()))
+
+
+@pytest.mark.ray
+@needs_redis
+def test_redis_goes_and_comes_back_under_two_replicas(checkpoint, tmp_path):
+    redis = RedisServer(tmp_path)
+    options = ("--min-replicas", "2", "--max-replicas", "2", "--redis-url", redis.url)
+    stop, answers, refusals = threading.Event(), [], []
+
+    def ask(service: Service) -> None:
+        with httpx.Client(base_url=service.url, timeout=30) as asking:
+            while not stop.is_set():
+                answers.append(asking.post("/v1/recommend", json={"user_id": "u003", "k": 3}))
+
+    def append(service: Service, user: str) -> httpx.Response:
+        events = [{"item_id": f"i{n:02d}"} for n in range(10)]
+        response = httpx.post(f"{service.url}/v1/events", json={"user_id": user, "events": events}, timeout=30)
+        if response.status_code != 200:
+            refusals.append(response)
+        return response
+
+    def rungs(service: Service, user: str) -> set[str]:
+        """Of requests at the same time, so that both replicas have some; each differs, so that no cache answers."""
+
+        def one(k: int) -> str:
+            body = {"user_id": user, "k": k}
+            return httpx.post(f"{service.url}/v1/recommend", json=body, timeout=30).json()["rung"]
+
+        with ThreadPoolExecutor(8) as pool:
+            return set(pool.map(one, range(1, 25)))
+
+    try:
+        with running(checkpoint, *options) as service, ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(ask, service) for _ in range(2)]
+            try:
+                assert rungs(service, "甲") == {"popularity"}
+                assert append(service, "甲").status_code == 200
+                assert rungs(service, "甲") == {"history"}
+                redis.kill()
+                wait_until(lambda: answers[-1].json().get("degraded"))
+                assert append(service, "乙").json()["error"]["code"] == "state_unavailable"
+                redis.start()
+                wait_until(lambda: append(service, "乙").status_code == 200)
+                wait_until(lambda: rungs(service, "乙") == {"history"})
+            finally:
+                stop.set()
+            for one in asking:
+                one.result(30)
+    finally:
+        redis.kill()
+    assert len(answers) > 50 and {response.status_code for response in answers} == {200}
+    assert "degraded" not in answers[0].json() and "degraded" not in answers[-1].json()
+    assert {response.status_code for response in refusals} == {503}
+
+
+@pytest.mark.ray
+def test_replicas_come_with_the_load_and_go_with_it(checkpoint, tmp_path):
+    options = ("--min-replicas", "1", "--max-replicas", "2", "--max-batch-size", "2", "--state-dir", str(tmp_path))
+    stop, failures = threading.Event(), []
+
+    def ask(service: Service) -> None:
+        with httpx.Client(base_url=service.url, timeout=30) as asking:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                response = asking.post("/v1/recommend", json={"user_id": "u003", "k": 3, "filter": {"deny": [str(n)]}})
+                if response.status_code != 200:
+                    failures.append(response.text)
+
+    def replicas() -> int:
+        """Those that have told their metrics of late."""
+        told = [path.stat().st_mtime for path in (tmp_path / "metrics").glob("*.json")]
+        return sum(time.time() - one < 2.5 * KEEP_EVERY_S for one in told)
+
+    with (
+        running(checkpoint, *options, "--upscale-s", "1", "--downscale-s", "2") as service,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        assert replicas() == 1
+        asking = [pool.submit(ask, service) for _ in range(12)]
+        try:
+            wait_until(lambda: replicas() == 2, 90)
+        finally:
+            stop.set()
+        for one in asking:
+            one.result(30)
+        wait_until(lambda: replicas() == 1, 90)
+    assert failures == []
+
+
+@pytest.mark.ray
+def test_a_replica_that_stands_still_is_replaced_and_the_service_goes_on(checkpoint, tmp_path):
+    options = ("--min-replicas", "2", "--max-replicas", "2", "--deadline-s", "2", "--state-dir", str(tmp_path))
+    stop, answers = threading.Event(), []
+
+    def ask(service: Service) -> None:
+        while not stop.is_set():
+            try:
+                body = {"user_id": "u003", "k": 3}
+                answers.append(httpx.post(f"{service.url}/v1/recommend", json=body, timeout=30).status_code)
+            except httpx.RemoteProtocolError:  # the replica that had it was ended
+                answers.append(GONE)
+
+    def replicas(service: Service) -> dict[int, psutil.Process]:
+        found = {}
+        for child in psutil.Process(service.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::ServeReplica"):
+                    found[child.pid] = child
+        return found
+
+    with running(checkpoint, *options) as service, ThreadPoolExecutor(4) as pool:
+        wait_until(lambda: len(replicas(service)) == 2)
+        asking = [pool.submit(ask, service) for _ in range(4)]
+        try:
+            still = next(iter(replicas(service).values()))
+            still.suspend()  # as one does that swaps, or waits for a disk that has gone
+            wait_until(lambda: still.pid not in replicas(service) and len(replicas(service)) == 2, 150)
+            wait_until(lambda: answers[-40:] == 40 * [200], 90)
+        finally:
+            stop.set()
+        for one in asking:
+            one.result(60)
+    failed = [status for status in answers if status != 200]
+    assert len(failed) <= 8 and all(status in (GONE, 500, 502, 503, 504) for status in failed)
 
 
 @pytest.mark.ray
