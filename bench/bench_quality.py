@@ -4,7 +4,8 @@
 
 Each seed is a run of its own, <name>-seed<n>; one that has metrics.json already is not
 trained again, whatever the overrides: remove runs/<name>-seed* first to measure anew. With
-train.init=pretrained each is pretrained first, and is <name>-pretrained-seed<n>.
+train.init=pretrained each is pretrained first, is <name>-pretrained-seed<n>, and stands
+beside the same from scratch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
+from mvrec_core.config import Config
 from mvrec_core.reading import load_config
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
@@ -40,17 +43,16 @@ def main() -> None:
     given, overrides = parser.parse_known_args()
     whole = load_config(given.config, overrides)
     name = whole.name if whole.train.init == "scratch" else f"{whole.name}-{whole.train.init}"
-    reports = []
+    reports, from_scratch = [], []
     for seed in given.seeds:
         config = load_config(given.config, [*overrides, f"seed={seed}", f"name={name}-seed{seed}"])
-        out = config.run_dir / "metrics.json"
-        if not out.exists():
-            prepare(config)
-            if config.train.init == "pretrained":
-                pretrain(config, overwrite=True)
-            train(config, overwrite=True)
-            evaluate(config.run_dir / "checkpoint", out)
-        reports.append(json.loads(out.read_text(encoding="utf-8")))
+        beside = None
+        if config.train.init == "pretrained":
+            again = [*overrides, f"seed={seed}", f"name={whole.name}-seed{seed}", "train.init=scratch"]
+            scratch = load_config(given.config, again)
+            from_scratch.append(measured(scratch))
+            beside = scratch.run_dir / "checkpoint"
+        reports.append(measured(config, beside))
     print(f"{name}, init: {whole.train.init}, {reports[0]['users']:,} users, {reports[0]['protocol']}")
     print(f"{'':20}" + "".join(f"{stage + ' ' + metric:>16}" for stage, metric in COLUMNS))
     for seed, report in zip(given.seeds, reports, strict=True):
@@ -58,6 +60,8 @@ def main() -> None:
     rows = {name: [report["baselines"][name] for report in reports] for name in reports[0]["baselines"]}
     if all(report["hybrid"] for report in reports):
         rows["hybrid"] = [report["hybrid"] for report in reports]
+    if from_scratch:
+        rows["from scratch"] = from_scratch
     for label, found in {**rows, "mvrec": reports}.items():
         print(line(label, found, mean))
         if len(reports) > 1:
@@ -68,6 +72,18 @@ def main() -> None:
             print(f"{f'test {metric}, not told when the target happened':52}{unknown:8.4f}")
     for label, pick in BESIDES.items():
         print(f"{label:20}{mean([pick(report) for report in reports]):16.4f}")
+
+
+def measured(config: Config, beside: Path | None = None) -> dict[str, Any]:
+    """The run's metrics.json, made if it is not there."""
+    out = config.run_dir / "metrics.json"
+    if not out.exists():
+        prepare(config)
+        if config.train.init == "pretrained":
+            pretrain(config, overwrite=True)
+        train(config, overwrite=True)
+        evaluate(config.run_dir / "checkpoint", out, beside=beside)
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def line(label: str, rows: Sequence[dict[str, Any]], summary: Callable[[list[float]], float]) -> str:

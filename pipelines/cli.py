@@ -94,6 +94,9 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="another checkpoint directory: only compare the two, user by user")
     ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="another checkpoint directory: a row of its own, such as a run from scratch")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """<run>/checkpoint -> <run>/metrics.json: valid and test, beside the baselines."""
@@ -103,6 +106,8 @@ def evaluate(
         raise ConfigError("evaluate needs --config FILE or --checkpoint DIR")
     if config is None and overrides:
         raise ConfigError("evaluate: section.key=value needs --config FILE, since it changes that file's values")
+    if against is not None and beside is not None:
+        raise ConfigError("evaluate: expected --against or --beside, found both")
     if against is not None:
         from pipelines.compare import compare
 
@@ -110,10 +115,11 @@ def evaluate(
         return
     if config is None:
         assert checkpoint is not None
-        verb.evaluate(checkpoint, checkpoint.absolute().parent / "metrics.json")
+        verb.evaluate(checkpoint, checkpoint.absolute().parent / "metrics.json", beside=beside)
         return
     run = load_config(config, overrides or [])
-    verb.evaluate(checkpoint or run.run_dir / "checkpoint", run.run_dir / "metrics.json", run.evaluate)
+    out = run.run_dir / "metrics.json"
+    verb.evaluate(checkpoint or run.run_dir / "checkpoint", out, run.evaluate, beside=beside)
 
 
 @app.command()

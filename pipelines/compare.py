@@ -15,11 +15,19 @@ from mvrec_core.recommender import Recommender
 
 
 def compare(directory: Path, against: Path, log: Callable[[str], None] = print) -> dict[str, paired.Difference]:
-    """Two checkpoints on the same test users: each metric's difference with its interval and p-value.
+    """What `differences` finds between two checkpoints, logged as a table."""
+    found, users = differences(Recommender.load(directory), Recommender.load(against), directory, against)
+    log(_differences(found, directory, against, users))
+    return found
+
+
+def differences(
+    first: Recommender, second: Recommender, directory: Path, against: Path
+) -> tuple[dict[str, paired.Difference], int]:
+    """Of each metric the difference on the same test users, with its interval and p-value; and how many users.
 
     Raises DataError where users, their targets, catalogues or protocols differ.
     """
-    first, second = Recommender.load(directory), Recommender.load(against)
     _refuse_other("items of the catalogue", set(first.item_ids), set(second.item_ids), directory, against)
     if first.config.evaluate.exclude_seen != second.config.evaluate.exclude_seen:
         raise DataError(f"evaluate.exclude_seen differs between {directory} and {against}, so the metrics do too")
@@ -41,9 +49,7 @@ def compare(directory: Path, against: Path, log: Callable[[str], None] = print) 
             )
     if not targets[0]:
         raise DataError(f"{directory}: no test users to compare")
-    found = paired.compare(values[0], values[1], NAMES, first.config.seed)
-    log(_differences(found, directory, against, len(values[0])))
-    return found
+    return paired.compare(values[0], values[1], NAMES, first.config.seed), len(values[0])
 
 
 def _refuse_other(what: str, first: set[str], second: set[str], directory: Path, against: Path) -> None:

@@ -32,6 +32,7 @@ from mvrec_core.recommender import Recommender
 from mvrec_core.sequences import STAGES, TRAIN, Examples, Histories
 from mvrec_core.training import CHOSEN_BY
 from pipelines import run_report
+from pipelines.compare import differences
 
 SHOWN = ("HR@10", "NDCG@10")
 OURS = "mvrec"
@@ -47,15 +48,21 @@ def evaluate(
     out: Path | None = None,
     settings: EvaluateConfig | None = None,
     log: Callable[[str], None] = print,
+    beside: Path | None = None,
 ) -> dict[str, Any]:
     """Ranks the whole catalogue for every user of valid and test; writes and returns what design calls metrics.json.
-    settings: how; None for those of the checkpoint."""
+
+    settings: how; None for those of the checkpoint
+    beside: another checkpoint on the same test users, which has a row of its own
+    """
     clock = Clock()
     with clock("total"):
         recommender = Recommender.load(directory)
         report = _report(recommender, settings or recommender.config.evaluate, clock, log)
         if recommender.config.train.refit:  # it has seen the validation events: these are of the model before
-            report["valid"] = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["valid"]
+            report["valid"] = _valid(directory)
+        with clock("beside"):
+            report["beside"] = {} if beside is None else _beside(recommender, directory, beside)
     report["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
     if out is not None:
         aside = out.with_suffix(f".tmp-{os.getpid()}")
@@ -66,6 +73,29 @@ def evaluate(
     if out is not None:
         log(f"evaluate: wrote {out}")
     return report
+
+
+def _valid(directory: Path) -> dict[str, float]:
+    """As train measured it, of the model before a refit."""
+    return json.loads((directory / "metrics.json").read_text(encoding="utf-8")).get("valid", {})
+
+
+def _beside(recommender: Recommender, directory: Path, other: Path) -> dict[str, Any]:
+    """{label: another checkpoint's metrics, and of each the difference of ours to it}."""
+    second = Recommender.load(other)
+    found, _ = differences(recommender, second, directory, other)
+    scratch = recommender.config.train.init == "pretrained" and second.config.train.init == "scratch"
+    return {
+        "from scratch" if scratch else f"{second.config.name} {second.model_version}": {
+            "checkpoint": str(other),
+            "model_version": second.model_version,
+            "valid": _valid(other),
+            "test": {name: of.second for name, of in found.items()},
+            "difference": {
+                name: {"mean": of.difference, "low": of.low, "high": of.high, "p": of.p} for name, of in found.items()
+            },
+        }
+    }
 
 
 class Clock:
@@ -288,6 +318,9 @@ def table(name: str, report: dict[str, Any]) -> str:
         rows["hybrid"] = hybrid
     if "test_at_unknown_time" in report:
         rows["  at unknown time"] = {"valid": {}, "test": report["test_at_unknown_time"]}
+    rows |= report["beside"]
+    if report["init"] == "pretrained" and "from scratch" not in report["beside"]:
+        rows["from scratch"] = {"valid": {}, "test": {}}
     for label, stages in rows.items():
         cells = (stages[stage].get(metric) for stage in STAGES for metric in SHOWN)
         lines.append(f"{label:18}" + "".join(f"{'-' if cell is None else format(cell, '.4f'):>16}" for cell in cells))
@@ -295,6 +328,14 @@ def table(name: str, report: dict[str, Any]) -> str:
         lines.append(
             f"hybrid: {1 - hybrid['weight']:.1f} {OURS} + {hybrid['weight']:.1f} {hybrid['cf']}, chosen on valid"
         )
+    for label, other in report["beside"].items():
+        told = (
+            f"{metric} {of['mean']:+.4f} ({of['low']:+.4f} to {of['high']:+.4f}, p {of['p']:.4f})"
+            for metric, of in ((name, other["difference"][name]) for name in SHOWN)
+        )
+        lines.append(f"{OURS} - {label} on test, user by user: {'  '.join(told)}")
+    if "from scratch" in rows and not report["beside"]:
+        lines.append("from scratch: not measured; --beside CHECKPOINT of a run with train.init=scratch")
     beyond = "  ".join(f"{key} {value:.3f}" for key, value in report["beyond"]["test"].items() if key.endswith("@10"))
     lines.append(f"{OURS} on test: {beyond}")
     calibration = report["calibration"]

@@ -81,12 +81,16 @@ def html(
     colours = {view: VIEW_COLOURS[n % len(VIEW_COLOURS)] for n, view in enumerate(dict.fromkeys(views + item_views))}
     hybrid = (report.get("hybrid") or {}).get("test")
     models = {"mvrec": report["test"], **({"hybrid": hybrid} if hybrid else {})}
-    models |= {label: stages["test"] for label, stages in report["baselines"].items() if stages.get("test")}
+    others = {label: other["test"] for label, other in report.get("beside", {}).items()}
+    if report.get("init") == "pretrained":
+        others = {"from scratch": {}} | others
+    models |= others | {label: stages["test"] for label, stages in report["baselines"].items() if stages.get("test")}
+    drawn = {label: each for label, each in models.items() if each}
     span = report.get("intervals", {}).get(SHOWN)
     plots = [
         *_if(len(curves) > 1, "loss", "Training loss", lambda ax: _draw_loss(ax, curves)),
         *_if(len(measured) > 1, "valid", "Validation", lambda ax: _draw_valid(ax, measured), legend=VALIDATION),
-        *_if(len(models) > 1, "models", "Test NDCG@10", lambda ax: _draw_models(ax, models, span), rows=len(models)),
+        *_if(len(drawn) > 1, "models", "Test NDCG@10", lambda ax: _draw_models(ax, drawn, span), rows=len(drawn)),
         *_if(_bins(report), "calibration", "Calibration", lambda ax: _draw_calibration(ax, report["calibration"])),
         *_if(
             views, "weights", "View weights by history length",
@@ -111,6 +115,7 @@ def html(
         totals={metric: report["test"].get(metric) for metric in TOTALS},
         models=models,
         intervals=report.get("intervals") or {},
+        beside=report.get("beside") or {},
         metrics=[metric for metric in report["test"] if metric.endswith("@10") or metric == "AUC"],
         segments={label: each for label, each in report.get("segments", {}).items() if each["users"]},
         beyond=_beyond(report),

@@ -39,6 +39,7 @@ def paths(logs, runs):
         (["evaluate", "--checkpoint", "no-such"], "no-such: no such checkpoint directory"),
         (["evaluate"], "evaluate needs --config FILE or --checkpoint DIR"),
         (["evaluate", "--checkpoint", "no-such", "--against", "other"], "no-such: no such checkpoint directory"),
+        (["evaluate", "--checkpoint", "a", "--against", "b", "--beside", "c"], "evaluate: expected --against or"),
         (["evaluate", "--against", "no-such"], "evaluate needs --config FILE or --checkpoint DIR"),
         (["evaluate", "-c", tiny.CONFIG, "evaluate.als.factor=3"], f"{tiny.CONFIG}: unknown key 'evaluate.als.factor'"),
         (["evaluate", "--checkpoint", "no-such", "evaluate.batch_size=8"], "evaluate: section.key=value needs"),

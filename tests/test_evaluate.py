@@ -250,6 +250,20 @@ def test_a_trained_model_beats_an_untrained_one(plain_checkpoint, plain_config, 
     assert found["AUC"].low > 0 and found["AUC"].p < 0.01
 
 
+def test_another_checkpoint_has_a_row_beside_the_first(plain_checkpoint, plain_config, plain_data, tmp_path):
+    other = saved(tmp_path / "other", plain_config.model_copy(update={"name": "另一个"}), plain_data, seed=1, epochs=0)
+    lines = []
+    plain = settings(baselines=(), hybrid=())
+    report = evaluate(plain_checkpoint, tmp_path / "metrics.json", plain, lines.append, beside=other)
+    (label,) = report["beside"]
+    assert label == f"另一个 {checkpoint.verify(other)['model_version']}"
+    theirs = evaluate(other, settings=plain, log=quiet)["test"]
+    assert report["beside"][label]["test"] == pytest.approx({name: theirs[name] for name in NAMES})
+    (row,) = [line for line in lines[-2].splitlines() if line.startswith(label)]
+    assert row.split()[-1] == f"{theirs['NDCG@10']:.4f}"
+    assert f"mvrec − {label}" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_users_are_matched_by_id_not_by_place(plain_checkpoint, plain_config, plain_data, tmp_path):
     backwards = checkpoint.Data(
         plain_data.catalog, plain_data.fitted, plain_data.users.take(np.arange(len(plain_data.users))[::-1])

@@ -64,6 +64,20 @@ def test_training_starts_there_and_says_so(pretrained, checkpoint):
         evaluate(path, settings=EvaluateConfig(baselines=(), hybrid=()), log=quiet)["init"]
         for path in (directory, checkpoint)
     ] == inits
+    shown, out = [], config.run_dir / "metrics.json"
+    alone = EvaluateConfig(baselines=(), hybrid=())
+    evaluate(directory, out, alone, log=shown.append)
+    assert "from scratch: not measured; --beside CHECKPOINT of a run with train.init=scratch" in shown[-2].splitlines()
+    assert "the same from scratch was not measured" in out.with_name("report.html").read_text(encoding="utf-8")
+    report = evaluate(directory, out, alone, log=quiet, beside=checkpoint)
+    scratch = report["beside"]["from scratch"]
+    assert scratch["model_version"] == verify(checkpoint)["model_version"]
+    page = out.with_name("report.html").read_text(encoding="utf-8")
+    assert "mvrec − from scratch" in page and "was not measured" not in page
+    for metric, of in scratch["difference"].items():
+        assert of["mean"] == pytest.approx(report["test"][metric] - scratch["test"][metric], abs=1e-12)
+    out.unlink()
+    out.with_name("report.html").unlink()
     words = "embeddings.word_embeddings.weight"
     one, two = (
         load_file(path / "text_encoder" / "model.safetensors")[words]
