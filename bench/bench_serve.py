@@ -46,7 +46,7 @@ from participants import BATCH, DEADLINE_S, ROOT, cpu_s, peer, replicas, serving
 from redis import Redis
 from safetensors.torch import load_file, save_file
 
-from mvrec_core import checkpoint
+from mvrec_core import sealed
 from mvrec_core.recommender import Answer, Recommender
 from mvrec_core.requests import Request, digest
 from pipelines.recommend import recommend
@@ -255,10 +255,10 @@ def swap(bench: Bench) -> Values:
     weights = load_file(other / "model.safetensors")
     save_file(weights | {"bias": weights["bias"] + 1}, other / "model.safetensors")
     (other / "manifest.json").unlink()
-    checkpoint.seal(other)
+    sealed.seal(other)
     users = bench.users[:20]
     scores = {
-        checkpoint.verify(one)["model_version"]: bench.aside.submit(first_scores, one, users).result()
+        sealed.verify(one)["model_version"]: bench.aside.submit(first_scores, one, users).result()
         for one in (bench.checkpoint, other)
     }
     told = []  # what publishing writes; a swap is then a rename, as publishing ends with

@@ -15,7 +15,6 @@ manifest.json        format version, model version, sha256 of each file
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -38,10 +37,10 @@ from mvrec_core.errors import CheckpointError, MVRecError
 from mvrec_core.features import Fitted
 from mvrec_core.model import MVRec
 from mvrec_core.reading import parse_config
+from mvrec_core.releases import local
+from mvrec_core.sealed import seal, verify
 from mvrec_core.sequences import VALID, Histories
 from mvrec_core.shards import Shards
-
-FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -130,41 +129,10 @@ def save(
     aside.rename(directory)
 
 
-def seal(directory: Path) -> None:
-    """Writes manifest.json: format, a version that follows from all files, and the sha256 of each."""
-    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
-    files = {path.relative_to(directory).as_posix(): _sha256(path) for path in paths}
-    version = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
-    manifest = {"format": FORMAT, "model_version": version, "files": files}
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def verify(directory: Path) -> dict:
-    """The manifest of a sealed directory whose files are all there and unchanged. Raises CheckpointError."""
-    path = directory / "manifest.json"
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint directory")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files, version = manifest["files"], manifest["format"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing, so {directory} is not a whole checkpoint") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: damaged: expected JSON with 'format' and 'files'") from None
-    if version != FORMAT:
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, found {version}")
-    for name, digest in files.items():
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory / name}: missing, but the manifest lists it")
-        found = _sha256(directory / name)
-        if found != digest:
-            raise CheckpointError(f"{directory / name}: damaged: expected sha256 {digest[:12]}…, found {found[:12]}…")
-    return manifest
-
-
-def load(directory: str | Path, device: str = "cpu") -> Checkpoint:
-    """Verifies every hash and loads strictly. Raises CheckpointError."""
-    directory = Path(directory)
+def load(checkpoint: str | Path, device: str = "cpu") -> Checkpoint:
+    """Verifies every hash and loads strictly; checkpoint: a directory, or its URI in an object store. Raises
+    CheckpointError."""
+    directory = local(checkpoint)
     manifest = verify(directory)
     tree = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if tree["model"]["text"]["path"] is not None:
@@ -198,8 +166,3 @@ def load_weights(model: MVRec, weights: dict[str, torch.Tensor]) -> None:
 def _weights(model: MVRec) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     return {name: value.contiguous() for name, value in state.items() if not name.startswith("text.encoder.")}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mvrec_core import checkpoint
+from mvrec_core import checkpoint, sealed
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import Config
 from mvrec_core.errors import CheckpointError
@@ -31,7 +31,7 @@ def load(directory: Path, config: Config, data: Data, shards: Shards, before: in
         raise CheckpointError(
             f"{directory}: nothing is pretrained; run 'mvrec pretrain' first, or set train.init=scratch"
         )
-    checkpoint.verify(directory)
+    sealed.verify(directory)
     _check_views(directory, json.loads((directory / "views.json").read_text(encoding="utf-8")), _views(config, data))
     if (directory / "text_encoder").exists():
         config = reading(config, directory / "text_encoder")
@@ -65,7 +65,7 @@ def save(
     (directory / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
     for name, tree in (("views", _views(config, data)), ("losses", losses)):
         (directory / f"{name}.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
-    checkpoint.seal(directory)
+    sealed.seal(directory)
 
 
 def _weights(model: MVRec) -> dict[str, nn.Parameter]:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mvrec_core.checkpoint import seal, verify
 from mvrec_core.errors import CheckpointError, ResourceError
+from mvrec_core.sealed import seal, verify
 from mvrec_core.workers import Workers
 
 Tensors = dict[str, Tensor]

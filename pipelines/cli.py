@@ -12,7 +12,9 @@ import typer
 
 from mvrec_core.config import Config
 from mvrec_core.errors import ConfigError, MVRecError
+from mvrec_core.places import is_uri
 from mvrec_core.reading import load_config
+from mvrec_core.releases import local
 
 app = typer.Typer(
     help="Turns behaviour logs into a real-time recommender.",
@@ -24,7 +26,7 @@ ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="the run's YAML
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value]...", help="values that replace the file's")
 ]
-Directory = Annotated[Path | None, typer.Option("--checkpoint", help="a checkpoint directory")]
+Directory = Annotated[str | None, typer.Option("--checkpoint", help="a checkpoint directory, or its URI")]
 PASSED_ON: dict[str, Any] = {  # to another program, which has options and a --help of its own
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -91,11 +93,9 @@ def tune(config: ConfigFile, overrides: Overrides = None) -> None:
 def evaluate(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="the run's YAML file")] = None,
     checkpoint: Directory = None,
-    against: Annotated[
-        Path | None, typer.Option(help="another checkpoint directory: only compare the two, user by user")
-    ] = None,
+    against: Annotated[str | None, typer.Option(help="another checkpoint: only compare the two, user by user")] = None,
     beside: Annotated[
-        Path | None, typer.Option(help="another checkpoint directory: a row of its own, such as a run from scratch")
+        str | None, typer.Option(help="another checkpoint: a row of its own, such as a run from scratch")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -111,15 +111,18 @@ def evaluate(
     if against is not None:
         from pipelines.compare import compare
 
-        compare(_checkpoint(config, checkpoint, overrides), against)
+        compare(local(_checkpoint(config, checkpoint, overrides)), local(against))
         return
+    other = None if beside is None else local(beside)
     if config is None:
         assert checkpoint is not None
-        verb.evaluate(checkpoint, checkpoint.absolute().parent / "metrics.json", beside=beside)
+        if is_uri(checkpoint):
+            raise ConfigError(f"evaluate: {checkpoint} needs --config FILE too, whose run gets metrics.json")
+        verb.evaluate(Path(checkpoint), Path(checkpoint).absolute().parent / "metrics.json", beside=other)
         return
     run = load_config(config, overrides or [])
     out = run.run_dir / "metrics.json"
-    verb.evaluate(checkpoint or run.run_dir / "checkpoint", out, run.evaluate, beside=beside)
+    verb.evaluate(local(checkpoint or run.run_dir / "checkpoint"), out, run.evaluate, beside=other)
 
 
 @app.command()
@@ -185,13 +188,13 @@ def _become(module: str, *arguments: str) -> None:
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
-def _checkpoint(config: Path | None, checkpoint: Path | None, overrides: list[str] | None) -> Path:
+def _checkpoint(config: Path | None, checkpoint: str | None, overrides: list[str] | None) -> str:
     if checkpoint is not None:
         return checkpoint
     if config is None:
         raise ConfigError("expected --checkpoint DIR or --config FILE")
     run: Config = load_config(config, overrides or [])
-    return run.run_dir / "checkpoint"
+    return str(run.run_dir / "checkpoint")
 
 
 def run_verb(verb: str) -> None:

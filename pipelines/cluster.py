@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from mvrec_core.addresses import nobody_listens
 from mvrec_core.errors import ResourceError
 
 
@@ -23,6 +24,8 @@ def connect(min_cpus: int = 1) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        if nobody_listens(address):
+            raise ResourceError(f"RAY_ADDRESS: no Ray cluster answers at '{address}'")
         try:
             _start(address, options)
         except ConnectionError:

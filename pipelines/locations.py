@@ -1,30 +1,21 @@
-"""Where raw files lie: find the files that a path, a folder, a pattern or a URI names, and what their names tell.
-
-A file is named by its path or by a URI that pyarrow.fs.FileSystem.from_uri knows: s3://bucket/key, gs://bucket/key,
-file:///path. Credentials and region come from the environment, as the stores' own tools read them (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_PROFILE; GOOGLE_APPLICATION_CREDENTIALS), never from the URI,
-which is written into the prepared data. Another S3 server is named by AWS_ENDPOINT_URL or in the URI's query:
-s3://bucket/key?endpoint_override=host:port&scheme=http.
-"""
+"""Where raw files lie: find the files that a path, a folder, a pattern or a URI names, and what their names tell."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
 import pyarrow as pa
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from mvrec_core.config import Source
 from mvrec_core.errors import DataError
+from mvrec_core.places import URI, place
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 CODECS = {".gz": "gzip", ".zst": "zstd"}
-URI = re.compile(r"([A-Za-z][\w+.-]*://[^/?]*)(.*?)(\?\w+=.*)?")  # scheme and host, path, query
 BLOCK = 16 << 20  # bytes of a file read at a time
 
 
@@ -59,23 +50,6 @@ def fingerprint(file: str) -> tuple[int, str]:
             digest.update(block)
             length += len(block)
     return length, digest.hexdigest()
-
-
-def place(name: str) -> tuple[FileSystem, str, Callable[[str], str]]:
-    """The file system of a path or URI, the path in it, and how a path in it is written in the manner of `name`."""
-    uri = URI.fullmatch(name)
-    if uri is None:
-        return LocalFileSystem(), name, lambda path: path
-    root, path, query = uri[1], uri[2], uri[3] or ""
-    if re.search("://[^@]*:[^@]*@", root):
-        raise DataError(f"{root.partition('//')[0]}//...: expected no password in a URI; the environment gives it")
-    system, base = FileSystem.from_uri(f"{root}/{query}")
-    base = base.rstrip("/")
-
-    def written(path: str) -> str:
-        return root + path.removeprefix(base).replace("%", "%25").replace("?", "%3F") + query
-
-    return system, base + unquote(path), written
 
 
 def _found(pattern: str, key: str) -> list[str]:

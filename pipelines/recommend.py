@@ -16,10 +16,12 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 import torch
 
-from mvrec_core import checkpoint
+from mvrec_core import sealed
 from mvrec_core.errors import MVRecError, RequestError
+from mvrec_core.places import is_uri
 from mvrec_core.reading import parse_config
 from mvrec_core.recommender import Recommender
+from mvrec_core.releases import local
 from pipelines.cluster import connect, cores
 from pipelines.files import write_parquet, write_text
 
@@ -42,7 +44,7 @@ class Lists:
 
 
 def recommend(
-    directory: Path,
+    checkpoint: str | Path,
     stage: str,
     k: int,
     out: Path,
@@ -50,19 +52,22 @@ def recommend(
     users: int = USERS,
     now: int | Literal["clock"] | None = None,
 ) -> int:
-    """Writes user_id, rank, item_id, score; the rows written. stage: "valid", "test" or "live"; then `now` is when the
+    """Writes user_id, rank, item_id, score; the rows written. checkpoint: a directory, or a URI of an object store, of
+    which each node has a copy of its own; stage: "valid", "test" or "live"; then `now` is when the
     lists will be read, in microseconds, "clock" for when the run began, None where that is not known.
 
     The lists are those of `Recommender.lists`, whole batches of it a block. Blocks stand in <out>.parts until all are
     there, so a run that was stopped goes on with those that are missing. Raises CheckpointError, RequestError.
     """
-    version = checkpoint.verify(directory)["model_version"]
+    directory = local(checkpoint)
+    version = sealed.verify(directory)["model_version"]
     config = parse_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), str(directory))
     batch = config.evaluate.batch_size
     parts = out.absolute().with_name(f"{out.name}.parts")
     block = batch * max(1, users // batch)
     began = _go_on(parts, {"model_version": version, "stage": stage, "k": k, "block": block, "now": now}, log)
-    lists = Lists(str(directory.absolute()), stage, k, str(parts), block, began if now == "clock" else now)
+    source = str(checkpoint) if is_uri(str(checkpoint)) else str(directory.absolute())
+    lists = Lists(source, stage, k, str(parts), block, began if now == "clock" else now)
     blocks = range(-(-pq.read_metadata(directory / "users.parquet").num_rows // lists.block))
     missing = [number for number in blocks if not lists.path(number).exists()]
     try:

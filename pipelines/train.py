@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mvrec_core import checkpoint, pretrained, ranking, training
+from mvrec_core import checkpoint, pretrained, ranking, sealed, training
 from mvrec_core.calibration import Scaling
 from mvrec_core.config import Config
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
@@ -113,7 +113,7 @@ def on_workers(
     aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     result.checkpoint.to_directory(str(aside))
-    checkpoint.verify(aside)
+    sealed.verify(aside)
     publish(aside, target)
     shutil.rmtree(storage, ignore_errors=True)
     log(f"{verb}: wrote {target}")

@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mvrec_core.addresses import nobody_listens
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
 from serve.alias import read_alias
@@ -39,8 +39,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Serve a checkpoint over HTTP. Defaults are those of the checkpoint's config.json.",
     )
     served = parser.add_mutually_exclusive_group(required=True)
-    served.add_argument("--checkpoint", metavar="DIR", help="a directory that training has written")
-    served.add_argument("--alias", metavar="FILE", help="what `mvrec publish` has written; followed when it changes")
+    served.add_argument("--checkpoint", metavar="DIR", help="a directory that training has written, or its URI")
+    served.add_argument("--alias", metavar="FILE", help="or URI: what `mvrec publish` has written; followed")
     parser.add_argument("--host", help="where to listen; 0.0.0.0 for every interface")
     parser.add_argument("--port", type=int)
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads, and cores, of a replica")
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = None
     _stop_on_signals()
     try:
-        settings = serve_settings(checkpoint or read_alias(Path(alias)).main.checkpoint, given)
+        settings = serve_settings(checkpoint or read_alias(alias).main.checkpoint, given)
         if own_ray:  # elsewhere ports and environment are those of the cluster's nodes
             read_keys(settings.api_keys)  # what is wrong with them shows here, at once
             check_port(settings.host, settings.port)
@@ -121,13 +121,14 @@ def _connect(own_ray: bool) -> None:
     if own_ray:
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         return
+    address = os.environ["RAY_ADDRESS"]
+    if nobody_listens(address):
+        raise ResourceError(f"cannot join the Ray that RAY_ADDRESS names, {address}: nothing listens there")
     try:
         ray.init(address="auto", **quiet)
     except (ConnectionError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ResourceError(
-            f"cannot join the Ray that RAY_ADDRESS names, {os.environ['RAY_ADDRESS']}: {reason}"
-        ) from None
+        raise ResourceError(f"cannot join the Ray that RAY_ADDRESS names, {address}: {reason}") from None
 
 
 def _shut_down(own_ray: bool) -> None:

@@ -17,11 +17,15 @@ import sys
 import time
 from pathlib import Path
 
+from pyarrow import ArrowException
+from pyarrow.fs import FileType
 from pydantic import Field, ValidationError, model_validator
 
+from mvrec_core import places
 from mvrec_core.config import Node
 from mvrec_core.errors import ConfigError, MVRecError, ResourceError
 from mvrec_core.recommender import Recommender
+from mvrec_core.releases import local, send
 from serve.trial import try_out
 
 REMEMBERED = 20  # states to go back to
@@ -78,14 +82,14 @@ class Alias(Node):
         return Alias(name=self.name, live=self.before[-1], before=self.before[:-1])
 
 
-def read_alias(file: Path) -> Alias:
-    """Raises ConfigError, which names the file and the key."""
+def read_alias(file: str | Path) -> Alias:
+    """file: or a URI in an object store. Raises ConfigError, which names the file and the key."""
     try:
-        return Alias.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return Alias.model_validate(json.loads(places.read(str(file)).decode()))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such alias file; 'mvrec publish' writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    except (OSError, UnicodeDecodeError, ArrowException) as error:
+        raise ConfigError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from None
     except ValidationError as error:  # which is a ValueError, as JSON's error is
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -94,20 +98,25 @@ def read_alias(file: Path) -> Alias:
         raise ConfigError(f"{file}: not valid JSON: {error}") from None
 
 
-def publish(checkpoint: Path, file: Path, share: float = 1.0) -> Alias:
+def publish(checkpoint: str | Path, file: str | Path, share: float = 1.0, to: str | None = None) -> Alias:
     """Makes a checkpoint live, once it has been loaded strictly and tried out.
+
+    checkpoint, file, to: on this machine, or URIs in an object store
+    to: a folder to copy it to first, so that it does not change under those who serve it
 
     Raises CheckpointError, ConfigError or ResourceError, and then has changed nothing.
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share: expected more than 0 and at most 1, found {share:g}")
-    before = read_alias(file) if file.exists() else None
+    before = read_alias(file) if _exists(file) else None
     if before is None and share < 1:
         raise ConfigError(f"share: expected 1, since {file} is the first to be written, found {share:g}")
     recommender = Recommender.load(checkpoint)
     try_out(recommender)
+    if to is not None:
+        checkpoint = send(local(checkpoint), to)
     new = Release(
-        checkpoint=str(checkpoint.resolve()),
+        checkpoint=str(checkpoint) if places.is_uri(str(checkpoint)) else str(Path(checkpoint).resolve()),
         model_version=recommender.model_version,
         share=share,
         since=round(time.time(), 3),
@@ -117,7 +126,7 @@ def publish(checkpoint: Path, file: Path, share: float = 1.0) -> Alias:
     return alias
 
 
-def roll_back(file: Path) -> Alias:
+def roll_back(file: str | Path) -> Alias:
     """Makes live what was before the last publishing. Raises ConfigError or ResourceError."""
     before = read_alias(file)
     try:
@@ -128,12 +137,27 @@ def roll_back(file: Path) -> Alias:
     return alias
 
 
-def _write(alias: Alias, file: Path) -> None:
+def _exists(file: str | Path) -> bool:
+    try:
+        return places.kind(str(file)) != FileType.NotFound
+    except (OSError, ArrowException) as error:
+        raise ConfigError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+
+
+def _write(alias: Alias, file: str | Path) -> None:
     """Whole or not at all."""
+    text = alias.model_dump_json(indent=1) + "\n"
+    if places.is_uri(str(file)):
+        try:
+            places.write(str(file), text.encode())
+        except OSError as error:
+            raise ResourceError(f"cannot write {file}: {str(error).partition(chr(10))[0]}") from None
+        return
+    file = Path(file)
     aside = file.with_name(f"{file.name}.tmp-{os.getpid()}")
     try:
         with aside.open("w", encoding="utf-8") as stream:
-            stream.write(alias.model_dump_json(indent=1) + "\n")
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(file)
@@ -147,15 +171,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mvrec", description="Change what `mvrec serve --alias FILE` serves.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     publishing = verbs.add_parser("publish", help="make a checkpoint live")
-    publishing.add_argument("--checkpoint", required=True, metavar="DIR", type=Path)
-    publishing.add_argument("--alias", required=True, metavar="FILE", type=Path)
+    publishing.add_argument("--checkpoint", required=True, metavar="DIR", help="or its URI, such as s3://bucket/key")
+    publishing.add_argument("--alias", required=True, metavar="FILE", help="or a URI")
+    publishing.add_argument("--to", metavar="DIR", help="a folder or a URI to copy it to first, as DIR/<version>")
     publishing.add_argument("--share", default=1.0, metavar="X", type=float, help="of the users, 1 if not given")
     rolling = verbs.add_parser("rollback", help="make live what was before")
-    rolling.add_argument("--alias", required=True, metavar="FILE", type=Path)
+    rolling.add_argument("--alias", required=True, metavar="FILE", help="or a URI")
     given = parser.parse_args(argv)
     try:
         if given.verb == "publish":
-            alias = publish(given.checkpoint, given.alias, given.share)
+            alias = publish(given.checkpoint, given.alias, given.share, given.to)
         else:
             alias = roll_back(given.alias)
     except MVRecError as error:

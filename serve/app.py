@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUnavailable
+from mvrec_core.places import is_uri
 from mvrec_core.recommender import Answer, Recommender
 from mvrec_core.requests import Candidate, Item, Request, digest
 from serve.alias import read_alias
@@ -45,7 +46,7 @@ from serve.sessions import LiveEvent, live_events, newest_event, open_sessions
 from serve.settings import serve_settings
 from serve.snapshots import open_snapshots
 from serve.threads import TorchThread
-from serve.versions import Versions, open_served
+from serve.versions import Versions, is_alias, open_served
 from serve.watch import RequestLog, Watch
 
 APP_NAME = "mvrec"
@@ -93,17 +94,21 @@ def build(args: dict[str, Any]) -> serve.Application:
     given = BuildArgs.model_validate(args)
     if (given.checkpoint is None) == (given.alias is None):
         raise ConfigError("expected either 'checkpoint' or 'alias'")
-    checkpoint = given.checkpoint or read_alias(Path(str(given.alias))).main.checkpoint
+    checkpoint = given.checkpoint or read_alias(str(given.alias)).main.checkpoint
     settings = serve_settings(checkpoint, given.model_dump(exclude={"checkpoint", "alias"}))
     return application(str(given.checkpoint or given.alias), settings)
 
 
 def application(served: str, settings: ServeConfig) -> serve.Application:
-    """The application that serves a checkpoint directory, or what an alias file says, with `settings`."""
+    """The application that serves a checkpoint, or what an alias file says, with `settings`. served: a path, or a URI
+    of an object store; then what is not in Redis is kept in ./state unless settings.state_dir says where."""
     admitted = ADMITTED_BATCHES * settings.max_batch_size
-    path = Path(served).absolute()
-    path = path.resolve() if path.is_dir() else path  # an alias may be a link that moves
-    state = Path(settings.state_dir or path.parent / "state").resolve()
+    beside = Path()
+    if not is_uri(served):
+        path = Path(served).absolute()
+        path = path.resolve() if path.is_dir() else path  # an alias may be a link that moves
+        served, beside = str(path), path.parent
+    state = Path(settings.state_dir or beside / "state").resolve()
     rules = None if settings.rules is None else str(Path(settings.rules).resolve())
     audit = str(Path(settings.audit or state / "withheld.jsonl").resolve())
     log = None if settings.request_log is None else str(Path(settings.request_log).resolve())
@@ -130,7 +135,7 @@ def application(served: str, settings: ServeConfig) -> serve.Application:
         logging_config={"enable_access_log": False},  # it names users, and takes a tenth of a quick answer
     )
     files = {"state_dir": str(state), "rules": rules, "audit": audit, "request_log": log, "api_keys": keys}
-    return deployment(serve.ingress()(Replica)).bind(str(path), settings.model_dump() | files)
+    return deployment(serve.ingress()(Replica)).bind(served, settings.model_dump() | files)
 
 
 class Replica:
@@ -145,8 +150,8 @@ class Replica:
         self.settings = ServeConfig.model_validate(settings)
         self.keys: Sequence[str] = read_keys(self.settings.api_keys)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
-        self._follows = Path(served).is_file()
-        alias = open_served(Path(served))
+        self._follows = is_alias(served)
+        alias = open_served(served)
         self._metrics = Metrics(_replica_name())
         self._sampled = 0.0
         self._thread = TorchThread("torch")

@@ -15,7 +15,7 @@ from serve.live_file import LiveFile
 
 def rules_file(path: Path) -> LiveFile[Rules]:
     """Raises ConfigError where the file is wrong from the start: without rules nothing may be answered."""
-    return LiveFile(path, load_rules, report)
+    return LiveFile(str(path), lambda name: load_rules(Path(name)), report)
 
 
 def report(error: MVRecError) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from mvrec_core.config import Config, ServeConfig
 from mvrec_core.errors import CheckpointError, ConfigError
 from mvrec_core.reading import parse_config
+from mvrec_core.releases import local
 
 
 def serve_settings(checkpoint: str | Path, changes: dict[str, Any]) -> ServeConfig:
@@ -18,7 +19,7 @@ def serve_settings(checkpoint: str | Path, changes: dict[str, Any]) -> ServeConf
 
     Raises CheckpointError where the directory is not a checkpoint, ConfigError where a value cannot be.
     """
-    saved = checkpoint_config(Path(checkpoint)).serve
+    saved = checkpoint_config(local(checkpoint)).serve
     return _changed(saved, {name: value for name, value in changes.items() if value is not None})
 
 

@@ -8,13 +8,16 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
+from pyarrow import ArrowException
+from pyarrow.fs import FileType
 
+from mvrec_core import places
 from mvrec_core.errors import CheckpointError, MVRecError, RequestError
 from mvrec_core.recommender import Recommender
+from mvrec_core.releases import local
 from mvrec_core.requests import Request, digest
 from mvrec_core.rules import Rules
 from serve import live_file
@@ -40,25 +43,33 @@ class Pending(NamedTuple):
     reason: str | None = None
 
 
-def open_served(path: Path) -> LiveFile[Alias]:
-    """What an alias file says; of a checkpoint directory, that it alone is live.
+def open_served(served: str) -> LiveFile[Alias]:
+    """What an alias file says; of a checkpoint, that it alone is live. served: a path, or a URI of an object store.
 
     Raises ConfigError or CheckpointError.
     """
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint directory or alias file")
-    return LiveFile(path, _alone if path.is_dir() else read_alias, _report)
+    return LiveFile(served, read_alias if is_alias(served) else _alone, _report)
 
 
-def _alone(checkpoint: Path) -> Alias:
-    name = checkpoint_config(checkpoint).name
+def is_alias(served: str) -> bool:
+    """Raises CheckpointError where there is nothing."""
     try:
-        version = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))["model_version"]
+        kind = places.kind(served)
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{served}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+    if kind == FileType.NotFound:
+        raise CheckpointError(f"{served}: no such checkpoint directory or alias file")
+    return kind == FileType.File
+
+
+def _alone(checkpoint: str) -> Alias:
+    directory = local(checkpoint)
+    name = checkpoint_config(directory).name
+    try:
+        version = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["model_version"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{checkpoint / 'manifest.json'}: damaged: expected JSON with 'model_version'") from None
-    return Alias(
-        name=name, live=(Release(checkpoint=str(checkpoint), model_version=version, share=1, since=time.time()),)
-    )
+        raise CheckpointError(f"{checkpoint}/manifest.json: damaged: expected JSON with 'model_version'") from None
+    return Alias(name=name, live=(Release(checkpoint=checkpoint, model_version=version, share=1, since=time.time()),))
 
 
 def _report(error: Exception) -> None:
@@ -128,7 +139,8 @@ class Versions:
 
     async def look(self) -> None:
         """Makes live what the alias says, where that has changed."""
-        alias = self._served.read()
+        loop = asyncio.get_running_loop()
+        alias = await loop.run_in_executor(self._thread, self._served.read)
         if alias is self._followed:
             return
         self._followed = alias

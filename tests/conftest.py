@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from redis_server import RedisServer, needs_redis
+from s3_server import running
 
 from mvrec_core import checkpoint as checkpoints
 from mvrec_core import ranking, training
@@ -23,6 +24,7 @@ from mvrec_core.config import Config
 from mvrec_core.model import MVRec
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
+from mvrec_core.sealed import seal
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
 
@@ -43,6 +45,24 @@ def tiny_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(tiny_encoder: Path, tiny_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     paths = [f"data.{name}.path={tiny_logs / name}.csv" for name in ("events", "items", "users")]
     return tiny.config(tiny_encoder, *paths, f"runs={tmp_path_factory.mktemp('runs')}")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """host:port of an S3 server on this machine."""
+    with running() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The query of URIs of its buckets; the environment has its credentials."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return f"?endpoint_override={s3_server}&scheme=http"
 
 
 # without Ray
@@ -97,7 +117,7 @@ def broken_checkpoint(plain_checkpoint: Path, tmp_path_factory: pytest.TempPathF
     vectors = np.load(directory / "item_vectors.npy")
     np.save(directory / "item_vectors.npy", np.full_like(vectors, np.nan))
     (directory / "manifest.json").unlink()
-    checkpoints.seal(directory)
+    seal(directory)
     return directory
 
 

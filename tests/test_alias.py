@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mvrec_core.checkpoint import seal, verify
 from mvrec_core.errors import CheckpointError, ConfigError, ResourceError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Item, Request
+from mvrec_core.sealed import seal, verify
 from serve.alias import Alias, Release, main, publish, read_alias, roll_back
 from serve.trial import try_out
 

@@ -18,6 +18,7 @@ from mvrec_core.errors import ConfigError, DataError, MVRecError
 from mvrec_core.hybrid import WEIGHTS
 from mvrec_core.metrics import NAMES, per_user
 from mvrec_core.recommender import Recommender
+from mvrec_core.sealed import verify
 from mvrec_core.sequences import TEST, TRAIN
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
@@ -256,7 +257,7 @@ def test_another_checkpoint_has_a_row_beside_the_first(plain_checkpoint, plain_c
     plain = settings(baselines=(), hybrid=())
     report = evaluate(plain_checkpoint, tmp_path / "metrics.json", plain, lines.append, beside=other)
     (label,) = report["beside"]
-    assert label == f"另一个 {checkpoint.verify(other)['model_version']}"
+    assert label == f"另一个 {verify(other)['model_version']}"
     theirs = evaluate(other, settings=plain, log=quiet)["test"]
     assert report["beside"][label]["test"] == pytest.approx({name: theirs[name] for name in NAMES})
     (row,) = [line for line in lines[-2].splitlines() if line.startswith(label)]

@@ -12,8 +12,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors",
+    "addresses",
     "config",
     "reading",
+    "places",
+    "sealed",
+    "releases",
     "schema",
     "catalog",
     "features",

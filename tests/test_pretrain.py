@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mvrec_core.checkpoint import verify
 from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import CheckpointError, ConfigError
+from mvrec_core.sealed import verify
 from pipelines.evaluate import evaluate
 from pipelines.pretrain import pretrain
 from pipelines.train import train

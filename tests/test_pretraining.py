@@ -17,6 +17,7 @@ from mvrec_core.errors import CheckpointError, ConfigError, DataError
 from mvrec_core.masked_tokens import MaskedTokens, mask_tokens
 from mvrec_core.pretrained import load
 from mvrec_core.pretraining import Pretext, contrast, pretrain, tell_values
+from mvrec_core.sealed import verify
 from mvrec_core.sequences import TRAIN, VALID
 from mvrec_core.shards import Shards
 from mvrec_core.text import TextEncoder
@@ -265,7 +266,7 @@ def test_losses_fall_and_are_written(pretrained):
 def test_the_directory_is_sealed(pretrained):
     _, directory, _ = pretrained
     there = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    assert there == {*checkpoint.verify(directory)["files"], "manifest.json"}
+    assert there == {*verify(directory)["files"], "manifest.json"}
     assert {"model.safetensors", "losses.json", "views.json", "text_encoder/model.safetensors"} <= there
 
 
@@ -294,7 +295,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_encoder, plain_data, tmp_path, t
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         config = tiny.config(tiny_encoder, f"model.text.tune={tune}", "pretrain.epochs=1", f"seed={seed}")
         list(pretrain(config, plain_data, Workers(), tmp_path / name))
-        versions.append(checkpoint.verify(tmp_path / name)["model_version"])
+        versions.append(verify(tmp_path / name)["model_version"])
     assert versions[0] == versions[1] != versions[2]
     assert (tmp_path / "a" / "text_encoder").exists() == (tune == "lora")
 

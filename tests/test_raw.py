@@ -9,11 +9,8 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
@@ -537,41 +534,10 @@ def test_rows_that_are_gone(tmp_path):
     )
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    """host:port of an S3 server on this machine."""
-    pytest.importorskip("moto.server", reason="moto[s3,server] is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, "the S3 server has ended"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
 @pytest.fixture
-def bucket(s3_server, tmp_path, monkeypatch) -> str:
+def bucket(s3, tmp_path) -> str:
     """The query of URIs of a bucket "logs" with a log in two formats."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    query = f"?endpoint_override={s3_server}&scheme=http"
-    store, _ = FileSystem.from_uri(f"s3://logs/{query}&allow_bucket_creation=true")
+    store, _ = FileSystem.from_uri(f"s3://logs/{s3}&allow_bucket_creation=true")
     store.create_dir("logs")
     write(tmp_path / "a.csv.gz")
     pq.write_table(
@@ -584,7 +550,7 @@ def bucket(s3_server, tmp_path, monkeypatch) -> str:
     ):
         with store.open_output_stream(f"logs/{key}", compression=None) as stream:
             stream.write((tmp_path / local).read_bytes())
-    return query
+    return s3
 
 
 def test_s3_named_by_the_uri(bucket):

@@ -18,11 +18,11 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from mvrec_core.checkpoint import verify
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, ConfigError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Event, Request
+from mvrec_core.sealed import verify
 from serve.alias import publish, roll_back
 from serve.app import Replica, application, build
 from serve.versions import chosen

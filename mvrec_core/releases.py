@@ -1,0 +1,117 @@
+"""Checkpoints that are copied to where services find them: a folder, or an object store.
+
+A release is <to>/<model_version>. Its manifest is written last, so a reader sees a whole one or none. Whoever reads one
+of an object store keeps it in a folder of this user, where all processes of the machine find it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow.fs import copy_files
+
+from mvrec_core import places
+from mvrec_core.errors import CheckpointError, DataError, ResourceError
+from mvrec_core.sealed import MANIFEST, verify
+
+KEPT = 4  # releases on this machine, the last that were read
+FAILURES = (OSError, pa.ArrowException, DataError)
+
+
+def local(checkpoint: str | Path) -> Path:
+    """A checkpoint as a directory of this machine; one at a URI is copied here, unless it is here already.
+
+    Raises CheckpointError where there is none or it is not whole, ResourceError where it cannot be kept.
+    """
+    name = str(checkpoint)
+    if not places.is_uri(name):
+        return Path(name)
+    folder = _kept()
+    try:
+        manifest = json.loads(places.read(places.below(name, MANIFEST)))
+        version, files = str(manifest["model_version"]), [*manifest["files"]]
+    except FileNotFoundError:
+        raise CheckpointError(f"{name}: no such checkpoint: it has no {MANIFEST}") from None
+    except FAILURES as error:
+        raise CheckpointError(f"{name}: cannot be read: {_first_line(error)}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{name}/{MANIFEST}: damaged: expected JSON with 'model_version' and 'files'") from None
+    target = folder / version
+    if not version.isalnum() or any(not _inside(file) for file in files):
+        raise CheckpointError(f"{name}/{MANIFEST}: damaged: expected names of files in the checkpoint")
+    if not target.exists():
+        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+        try:
+            _fetch(name, [*files, MANIFEST], aside)
+            verify(aside)
+            _appear(aside, target)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(aside), name)) from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    target.touch()
+    for old in sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def send(directory: Path, to: str) -> str:
+    """Copies a checkpoint to <to>/<model_version>, which it returns; one that is there already is left.
+
+    Raises CheckpointError where the checkpoint is not whole, ResourceError where it cannot be written.
+    """
+    manifest = verify(directory)
+    try:
+        to = to if places.is_uri(to) else str(Path(to).absolute())
+        target = places.below(to, manifest["model_version"])
+        system, path, _ = places.place(target)
+        there = system.get_file_info(f"{path}/{MANIFEST}").is_file
+        for file in () if there else [*manifest["files"], MANIFEST]:
+            system.create_dir(f"{path}/{file}".rpartition("/")[0], recursive=True)
+            copy_files(str(directory.absolute() / file), f"{path}/{file}", destination_filesystem=system)
+    except FAILURES as error:
+        raise ResourceError(f"cannot write a release to {to}: {_first_line(error)}") from None
+    return target
+
+
+def _fetch(name: str, files: list[str], aside: Path) -> None:
+    system, path, _ = places.place(name)
+    for file in files:
+        try:
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            copy_files(f"{path}/{file}", str(aside / file), source_filesystem=system)
+        except FileNotFoundError:
+            raise CheckpointError(f"{name}/{file}: missing, but the manifest lists it") from None
+        except FAILURES as error:
+            raise CheckpointError(f"{name}/{file}: cannot be copied here: {_first_line(error)}") from None
+
+
+def _appear(aside: Path, target: Path) -> None:
+    try:
+        aside.rename(target)
+    except OSError:  # another process was first
+        if not target.is_dir():
+            raise
+
+
+def _kept() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mvrec" / "releases"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot keep releases in {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
+    return folder
+
+
+def _inside(file: str) -> bool:
+    parts = Path(file).parts
+    return bool(parts) and ".." not in parts and not Path(file).is_absolute()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
