@@ -29,6 +29,7 @@ class Batch:
     event:  {view: [B, L] or [B, L, M]}
     kind:   int64 [B, T, M], the categories of the target event in the view that was asked for; M is 0 where none was
     user:   {view: [B] or [B, M]}
+    fold:   in training, of all the users where they are of one: see graph.py
     """
 
     item: Tensor
@@ -39,6 +40,7 @@ class Batch:
     event: dict[str, Tensor]
     kind: Tensor
     user: dict[str, Tensor]
+    fold: int | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """On a GPU the copy of what is pinned goes on while other work is done."""
@@ -49,12 +51,12 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fold"}
         changed: dict[str, Any] = {
             name: {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
-            for name, value in values
+            for name, value in values.items()
         }
-        return Batch(**changed)
+        return Batch(**changed, fold=self.fold)
 
 
 def collate(histories: Histories, examples: Examples, kind: str | None = None) -> Batch:

@@ -31,7 +31,7 @@ def groups(seed: int = 0) -> Histories:
 
 
 def test_items_that_keep_company_are_near_each_other():
-    found = graph.vectors([groups()], ROWS, VALID, 4, 3)
+    found = graph.company([groups()], ROWS, VALID, 4, 3).whole
     unit = found / np.linalg.norm(found, axis=1, keepdims=True)
     cosine = unit[2:10] @ unit[2:10].T
     inside = np.kron(np.eye(2), np.ones((4, 4))) > 0
@@ -40,7 +40,7 @@ def test_items_that_keep_company_are_near_each_other():
 
 
 def test_who_is_alone_has_no_vector_and_the_others_have_one_scale():
-    found = graph.vectors([groups()], ROWS, VALID, 4, 3)
+    found = graph.company([groups()], ROWS, VALID, 4, 3).whole
     assert np.isnan(found[[0, 1, 10, 11]]).all()
     there = found[2:10]
     np.testing.assert_allclose(there.mean(0), 0, atol=1e-5)
@@ -55,7 +55,7 @@ def test_the_same_events_in_any_shards_give_the_same_bits():
         for users in (range(20), range(20, len(whole)))
     ]
     assert half == len(parts[0].item)
-    one, two = graph.vectors([whole], ROWS, VALID, 4, 3), graph.vectors(parts, ROWS, VALID, 4, 3)
+    one, two = graph.company([whole], ROWS, VALID, 4, 3).whole, graph.company(parts, ROWS, VALID, 4, 3).whole
     np.testing.assert_array_equal(one, two)
 
 
@@ -64,15 +64,15 @@ def test_events_of_later_splits_change_nothing():
     users = [train.item[train.events_of(user)].tolist() for user in range(len(train))]
     split = [[TRAIN] * len(user) + [VALID, TEST] for user in users]
     longer = histories(*(user + [2, 10] for user in users), split=split)
-    first, later = graph.vectors([train], ROWS, VALID, 4, 3), graph.vectors([longer], ROWS, VALID, 4, 3)
+    first, later = graph.company([train], ROWS, VALID, 4, 3).whole, graph.company([longer], ROWS, VALID, 4, 3).whole
     np.testing.assert_array_equal(first, later)
-    assert not np.array_equal(first, graph.vectors([longer], ROWS, TEST, 4, 3), equal_nan=True)
+    assert not np.array_equal(first, graph.company([longer], ROWS, TEST, 4, 3).whole, equal_nan=True)
 
 
 def test_more_numbers_than_items_are_zeros_and_no_events_are_no_vectors():
-    found = graph.vectors([groups()], ROWS, VALID, 20, 3)
+    found = graph.company([groups()], ROWS, VALID, 20, 3).whole
     assert (found[2:10, 7:] == 0).all() and np.isfinite(found[2:10]).all()
-    assert np.isnan(graph.vectors([histories([2], [3])], ROWS, VALID, 4, 3)).all()
+    assert np.isnan(graph.company([histories([2], [3])], ROWS, VALID, 4, 3).whole).all()
 
 
 def brute_force(company, text, row, wanted, itself=None):
