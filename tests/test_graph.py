@@ -75,6 +75,58 @@ def test_more_numbers_than_items_are_zeros_and_no_events_are_no_vectors():
     assert np.isnan(graph.company([histories([2], [3])], ROWS, VALID, 4, 3).whole).all()
 
 
+FOLDS = 4
+
+
+def test_the_company_without_a_fold_is_that_of_the_others_read_in_the_same_directions():
+    users = groups()
+    found = graph.company([users], ROWS, VALID, 4, 3, FOLDS)
+    np.testing.assert_array_equal(found.whole, graph.company([users], ROWS, VALID, 4, 3).whole)
+    assert found.without.shape == (FOLDS, ROWS, 4)
+    fold = graph.folds_of(users, FOLDS)
+    for number, without in enumerate(found.without):
+        others = [users.item[users.events_of(user)].tolist() for user in np.flatnonzero(fold != number)]
+        alone = graph.company([histories(*others)], ROWS, VALID, 4, 3).whole
+        assert (np.isnan(without) == np.isnan(alone)).all() and (
+            np.isnan(without).any(1) == np.isnan(without).all(1)
+        ).all()
+        there = ~np.isnan(without[:, 0])
+        np.testing.assert_allclose(without[there].mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose((without[there] ** 2).mean(), 1, rtol=1e-5)
+        shown, told = (one[there] / np.linalg.norm(one[there], axis=1, keepdims=True) for one in (without, found.whole))
+        assert (shown * told).sum(1).min() > 0.8  # they can stand for each other
+
+
+def test_without_a_fold_of_nobody_it_is_the_whole():
+    users = groups()
+    empty = next(n for n in range(200) if n not in graph.folds_of(users, 200))
+    found = graph.company([users], ROWS, VALID, 4, 3, 200)
+    np.testing.assert_allclose(found.without[empty], found.whole, atol=1e-4)
+
+
+def test_what_one_user_alone_has_linked_is_not_told_to_its_fold():
+    users = groups()
+    linked = [users.item[users.events_of(user)].tolist() for user in range(len(users))] + [[10, 2, 11]]
+    everyone = histories(*linked)
+    found = graph.company([everyone], ROWS, VALID, 4, 3, FOLDS)
+    fold = graph.folds_of(everyone, FOLDS)[-1]
+    told = ~np.isnan(found.without[:, 10, 0])
+    assert told.tolist() == [number != fold for number in range(FOLDS)] and np.isfinite(found.whole[10]).all()
+
+
+def test_a_fold_is_of_the_user_wherever_it_stands():
+    one, other = histories(*[[2]] * 300), histories(*[[3]] * 100)
+    folds = graph.folds_of(one, 8)
+    assert set(folds) == set(range(8)) and (graph.folds_of(other, 8) == folds[:100]).all()
+    assert np.bincount(folds).min() > 15 and (graph.folds_of(one, 0) == 0).all()
+
+
+def test_folds_that_memory_has_no_room_for_are_fewer(monkeypatch):
+    monkeypatch.setattr(graph, "MOST_NUMBERS", 1000)
+    assert [graph.affordable(8, rows, 10) for rows in (10, 30, 50, 60, 200)] == [8, 3, 2, 0, 0]
+    assert [graph.affordable(folds, 10, 10) for folds in (0, 1, 2)] == [0, 0, 2]
+
+
 def brute_force(company, text, row, wanted, itself=None):
     out = []
     for n, one in enumerate(wanted):
