@@ -16,17 +16,18 @@ import pyarrow as pa
 from pyarrow.fs import copy_files
 
 from mvrec_core import places
-from mvrec_core.errors import CheckpointError, DataError, ResourceError
+from mvrec_core.errors import CheckpointError, ResourceError
 from mvrec_core.sealed import MANIFEST, verify
 
 KEPT = 4  # releases on this machine, the last that were read
-FAILURES = (OSError, pa.ArrowException, DataError)
+FAILURES = (OSError, pa.ArrowException)
 
 
 def local(checkpoint: str | Path) -> Path:
     """A checkpoint as a directory of this machine; one at a URI is copied here, unless it is here already.
 
-    Raises CheckpointError where there is none or it is not whole, ResourceError where it cannot be kept.
+    Raises CheckpointError where there is none or it is not whole, ResourceError where it cannot be kept, DataError for
+    a URI with a password.
     """
     name = str(checkpoint)
     if not places.is_uri(name):
@@ -44,7 +45,8 @@ def local(checkpoint: str | Path) -> Path:
     target = folder / version
     if not version.isalnum() or any(not _inside(file) for file in files):
         raise CheckpointError(f"{name}/{MANIFEST}: damaged: expected names of files in the checkpoint")
-    if not target.exists():
+    if not _whole(target):
+        shutil.rmtree(target, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
         try:
             _fetch(name, [*files, MANIFEST], aside)
@@ -91,6 +93,14 @@ def _fetch(name: str, files: list[str], aside: Path) -> None:
             raise CheckpointError(f"{name}/{file}: cannot be copied here: {_first_line(error)}") from None
 
 
+def _whole(target: Path) -> bool:
+    try:
+        verify(target)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _appear(aside: Path, target: Path) -> None:
     try:
         aside.rename(target)
@@ -100,11 +110,11 @@ def _appear(aside: Path, target: Path) -> None:
 
 
 def _kept() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mvrec" / "releases"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mvrec" / "releases"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot keep releases in {folder}: {error.strerror}; set XDG_CACHE_HOME") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        raise ResourceError(f"cannot keep releases on this machine: {error}; set XDG_CACHE_HOME") from None
     return folder
 
 
