@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
+import tiny
 
 from mvrec_core.addresses import nobody_listens
-from mvrec_core.errors import ResourceError
-from pipelines.cluster import connect
-from serve.__main__ import _connect
 
 
 @pytest.fixture
@@ -39,9 +40,19 @@ def test_where_it_cannot_be_told(address):
     assert not nobody_listens(address)
 
 
-def test_a_wrong_ray_address_is_one_line_at_once(closed, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed}")
-    with pytest.raises(ResourceError, match=f"RAY_ADDRESS: no Ray cluster answers at '127.0.0.1:{closed}'"):
-        connect()
-    with pytest.raises(ResourceError, match="cannot join the Ray that RAY_ADDRESS names, .*: nothing listens there"):
-        _connect(own_ray=False)
+@pytest.mark.parametrize("program", ["prepare", "serve"])
+def test_a_wrong_ray_address_is_one_line(program, closed, tiny_logs, tmp_path, plain_checkpoint):
+    paths = [f"data.{name}.path={tiny_logs / name}.csv" for name in ("events", "items", "users")]
+    command = {
+        "prepare": ["pipelines.prepare", "-c", str(tiny.CONFIG), f"runs={tmp_path}", *paths],
+        "serve": ["serve", "--checkpoint", str(plain_checkpoint)],
+    }[program]
+    address = f"127.0.0.1:{closed}"
+    done = subprocess.run(
+        [sys.executable, "-m", *command], env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True
+    )
+    told = {
+        "prepare": f"error: RAY_ADDRESS: no Ray cluster answers at '{address}'\n",
+        "serve": f"error: cannot join the Ray that RAY_ADDRESS names, {address}: nothing listens there\n",
+    }[program]
+    assert (done.returncode, done.stderr) == (1, told)
