@@ -29,7 +29,6 @@ class Batch:
     event:  {view: [B, L] or [B, L, M]}
     kind:   int64 [B, T, M], the categories of the target event in the view that was asked for; M is 0 where none was
     user:   {view: [B] or [B, M]}
-    fold:   in training, of all the users where they are of one: see graph.py
     """
 
     item: Tensor
@@ -40,7 +39,6 @@ class Batch:
     event: dict[str, Tensor]
     kind: Tensor
     user: dict[str, Tensor]
-    fold: int | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """On a GPU the copy of what is pinned goes on while other work is done."""
@@ -51,12 +49,12 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fold"}
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
         changed: dict[str, Any] = {
             name: {k: change(v) for k, v in value.items()} if isinstance(value, dict) else change(value)
-            for name, value in values.items()
+            for name, value in values
         }
-        return Batch(**changed, fold=self.fold)
+        return Batch(**changed)
 
 
 def collate(histories: Histories, examples: Examples, kind: str | None = None) -> Batch:

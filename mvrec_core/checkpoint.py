@@ -81,11 +81,10 @@ def new_model(config: Config, data: Data, shards: Shards, before: int = VALID) -
     model = MVRec(config, data.catalog, data.fitted, torch.from_numpy(counts))
     if model.until is not None:
         model.until.learn_from(gaps)
-    folds = min((graph.affordable(view.folds, len(counts), view.size) for view in model.graphs.values()), default=0)
-    for name, view in model.graphs.items():
-        found = graph.company(shards, len(counts), before, view.size, view.window, folds)
-        getattr(model, f"feature_{name}")[:, : view.size] = torch.from_numpy(found.whole)
-        setattr(model, f"without_{name}", torch.from_numpy(found.without))
+    for name, view in config.views.items():
+        if view.kind == "graph":
+            found = graph.vectors(shards, len(counts), before, view.size, view.window)
+            getattr(model, f"feature_{name}")[:, : view.size] = torch.from_numpy(found)
     return model
 
 

@@ -186,9 +186,6 @@ class GraphView(Node):
     level: Literal["item"] = "item"
     size: int = Field(64, ge=1)  # numbers of a vector
     window: int = Field(5, ge=1, le=40)  # steps apart, at most, of two items that keep company
-    folds: int = Field(
-        8, ge=0, le=100
-    )  # of users: training shows each fold what the others' events say; 0: all see all
 
 
 View = Annotated[

@@ -89,8 +89,6 @@ class MVRec(nn.Module):
                 self.encoders[name] = VectorEncoder(width, dim, config.model.view_dropout)
                 nothing = torch.full((FIRST + len(catalog), width), torch.nan)
                 self.register_buffer(f"feature_{name}", nothing)  # kept: new_model makes it of events
-                nobody = torch.zeros(0, FIRST + len(catalog), view.size)
-                self.register_buffer(f"without_{name}", nobody, persistent=False)  # [folds, N, size], for training
             elif view.kind == "time":
                 self.encoders[name] = TimeEncoder(dim)
             elif view.kind == "text":
@@ -145,9 +143,11 @@ class MVRec(nn.Module):
     @contextmanager
     def as_if_new(self, items: Tensor) -> Iterator[None]:
         """For a while these rows, int64 [n], are as new items are in a model that is complete."""
-        kept = {name: getattr(self, name)[items].clone() for name in ("known", *map("feature_{}".format, self.graphs))}
+        kept = {
+            name: getattr(self, name)[items].clone() for name in ("known", *map("feature_{}".format, self._graphs()))
+        }
         self.known[items] = False
-        for name, view in self.graphs.items():
+        for name, view in self._graphs().items():
             company = getattr(self, f"feature_{name}")
             company[items, : view.size] = company[items, view.size :] if self.text is not None else torch.nan
         try:
@@ -155,11 +155,6 @@ class MVRec(nn.Module):
         finally:
             for name, values in kept.items():
                 getattr(self, name)[items] = values
-
-    @property
-    def folds(self) -> int:
-        """Of users, by which training tells apart whose events made the company of items; 0: none."""
-        return min((len(getattr(self, f"without_{name}")) for name in self.graphs), default=0)
 
     @property
     def n_rows(self) -> int:
@@ -173,20 +168,19 @@ class MVRec(nn.Module):
         self.text.refresh()
         row = torch.arange(self.n_rows, device=self.popularity.device)
         vector, there = self.text(row)
-        for name, view in self.graphs.items():
+        for name, view in self._graphs().items():
             company = getattr(self, f"feature_{name}")
             company[:, view.size :] = torch.nan
             company[there, view.size :] = self._alike(name, view, vector[there], row[there])
 
     def complete(self) -> None:
         """Of a trained model: what has no company of its own takes that of items of a like text for it."""
-        for name, view in self.graphs.items() if self.text is not None else ():
+        for name, view in self._graphs().items() if self.text is not None else ():
             company = getattr(self, f"feature_{name}")
             alone = company[:, 0].isnan()
             company[alone, : view.size] = company[alone, view.size :]
 
-    @property
-    def graphs(self) -> dict[str, GraphView]:
+    def _graphs(self) -> dict[str, GraphView]:
         views = self.config.views_at("item").items()
         return {name: view for name, view in views if isinstance(view, GraphView)}
 
@@ -199,9 +193,8 @@ class MVRec(nn.Module):
 
     # items
 
-    def item_views(self, item: Tensor, live: Tensor | None = None, fold: int | None = None) -> ItemViews:
-        """int64 [n] catalogue rows -> their item-level views; `live` as in TextEncoder.forward; fold: of users, without
-        whose events the items' company is to be."""
+    def item_views(self, item: Tensor, live: Tensor | None = None) -> ItemViews:
+        """int64 [n] catalogue rows -> their item-level views; `live` as in TextEncoder.forward."""
         encoded = []
         for name in self.item_view_names:
             view = self.config.views[name]
@@ -211,10 +204,6 @@ class MVRec(nn.Module):
             elif view.kind == "text":
                 vector, present = self.text(item, live)  # type: ignore[misc]
                 encoded.append((self._project(name, vector), present))
-            elif view.kind == "graph" and fold is not None:
-                own = getattr(self, f"without_{name}")[fold][item]
-                of_like_text = getattr(self, f"feature_{name}")[item, own.shape[1] :]
-                encoded.append(self.encoders[name](torch.cat([own, of_like_text], 1)))
             else:
                 encoded.append(self.encoders[name](getattr(self, f"feature_{name}")[item]))
         return _stack(encoded)
@@ -342,7 +331,7 @@ class MVRec(nn.Module):
         live = None
         if self.text is not None and self.text.tuned:
             live = self.text.choose_live(touched, generator)
-        views = self.item_views(needed, live, batch.fold)
+        views = self.item_views(needed, live)
         place = torch.zeros(self.n_rows, dtype=torch.int64, device=needed.device)
         place[needed] = torch.arange(len(needed), device=needed.device)
         items_nD, _ = self.item_vectors(views)

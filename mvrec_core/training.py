@@ -18,7 +18,6 @@ from mvrec_core.calibration import STEEPNESS, CalibrationSums, Scaling
 from mvrec_core.catalog import FIRST, PAD
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
-from mvrec_core.graph import folds_of
 from mvrec_core.learner import SUMS, Learner, Progress, learnt, rate
 from mvrec_core.metrics import RankingSums
 from mvrec_core.model import MVRec
@@ -172,9 +171,7 @@ def _train_epoch(
         examples = train_examples(histories, config.model.max_len, np.random.default_rng([*seed, 0]), before)
         if len(examples) < workers.size:
             raise _too_few(len(examples), config, workers)
-        folds = learner.model.folds
-        fold = folds_of(histories, folds)[examples.user] if folds else None
-        batches = epoch_batches(examples, settings.batch_size, [*seed, 1], workers, fold)
+        batches = epoch_batches(examples, settings.batch_size, [*seed, 1], workers)
         done = at.batch if shard == at.shard else 0
         read = _read(histories, examples, batches[done:], config, on_gpu)
         for number, parts in enumerate(ahead(read) if on_gpu else read, done + 1):
@@ -208,8 +205,7 @@ def _read(
     for rows in batches:
         parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
         read = ((collate(histories, examples[part], kind), rows.share(examples, part)) for part in parts)
-        told = ((replace(batch, fold=rows.fold), share) for batch, share in read)
-        yield [(batch.pinned() if pinned else batch, share) for batch, share in told]
+        yield [(batch.pinned() if pinned else batch, share) for batch, share in read]
 
 
 def _seed(seed: Sequence[int], generator: torch.Generator) -> None:

@@ -31,7 +31,7 @@ def groups(seed: int = 0) -> Histories:
 
 
 def test_items_that_keep_company_are_near_each_other():
-    found = graph.company([groups()], ROWS, VALID, 4, 3).whole
+    found = graph.vectors([groups()], ROWS, VALID, 4, 3)
     unit = found / np.linalg.norm(found, axis=1, keepdims=True)
     cosine = unit[2:10] @ unit[2:10].T
     inside = np.kron(np.eye(2), np.ones((4, 4))) > 0
@@ -40,7 +40,7 @@ def test_items_that_keep_company_are_near_each_other():
 
 
 def test_who_is_alone_has_no_vector_and_the_others_have_one_scale():
-    found = graph.company([groups()], ROWS, VALID, 4, 3).whole
+    found = graph.vectors([groups()], ROWS, VALID, 4, 3)
     assert np.isnan(found[[0, 1, 10, 11]]).all()
     there = found[2:10]
     np.testing.assert_allclose(there.mean(0), 0, atol=1e-5)
@@ -55,7 +55,7 @@ def test_the_same_events_in_any_shards_give_the_same_bits():
         for users in (range(20), range(20, len(whole)))
     ]
     assert half == len(parts[0].item)
-    one, two = graph.company([whole], ROWS, VALID, 4, 3).whole, graph.company(parts, ROWS, VALID, 4, 3).whole
+    one, two = graph.vectors([whole], ROWS, VALID, 4, 3), graph.vectors(parts, ROWS, VALID, 4, 3)
     np.testing.assert_array_equal(one, two)
 
 
@@ -64,67 +64,15 @@ def test_events_of_later_splits_change_nothing():
     users = [train.item[train.events_of(user)].tolist() for user in range(len(train))]
     split = [[TRAIN] * len(user) + [VALID, TEST] for user in users]
     longer = histories(*(user + [2, 10] for user in users), split=split)
-    first, later = graph.company([train], ROWS, VALID, 4, 3).whole, graph.company([longer], ROWS, VALID, 4, 3).whole
+    first, later = graph.vectors([train], ROWS, VALID, 4, 3), graph.vectors([longer], ROWS, VALID, 4, 3)
     np.testing.assert_array_equal(first, later)
-    assert not np.array_equal(first, graph.company([longer], ROWS, TEST, 4, 3).whole, equal_nan=True)
+    assert not np.array_equal(first, graph.vectors([longer], ROWS, TEST, 4, 3), equal_nan=True)
 
 
 def test_more_numbers_than_items_are_zeros_and_no_events_are_no_vectors():
-    found = graph.company([groups()], ROWS, VALID, 20, 3).whole
+    found = graph.vectors([groups()], ROWS, VALID, 20, 3)
     assert (found[2:10, 7:] == 0).all() and np.isfinite(found[2:10]).all()
-    assert np.isnan(graph.company([histories([2], [3])], ROWS, VALID, 4, 3).whole).all()
-
-
-FOLDS = 4
-
-
-def test_the_company_without_a_fold_is_that_of_the_others_read_in_the_same_directions():
-    users = groups()
-    found = graph.company([users], ROWS, VALID, 4, 3, FOLDS)
-    np.testing.assert_array_equal(found.whole, graph.company([users], ROWS, VALID, 4, 3).whole)
-    assert found.without.shape == (FOLDS, ROWS, 4)
-    fold = graph.folds_of(users, FOLDS)
-    for number, without in enumerate(found.without):
-        others = [users.item[users.events_of(user)].tolist() for user in np.flatnonzero(fold != number)]
-        alone = graph.company([histories(*others)], ROWS, VALID, 4, 3).whole
-        assert (np.isnan(without) == np.isnan(alone)).all() and (
-            np.isnan(without).any(1) == np.isnan(without).all(1)
-        ).all()
-        there = ~np.isnan(without[:, 0])
-        np.testing.assert_allclose(without[there].mean(0), 0, atol=1e-5)
-        np.testing.assert_allclose((without[there] ** 2).mean(), 1, rtol=1e-5)
-        shown, told = (one[there] / np.linalg.norm(one[there], axis=1, keepdims=True) for one in (without, found.whole))
-        assert (shown * told).sum(1).min() > 0.8  # they can stand for each other
-
-
-def test_without_a_fold_of_nobody_it_is_the_whole():
-    users = groups()
-    empty = next(n for n in range(200) if n not in graph.folds_of(users, 200))
-    found = graph.company([users], ROWS, VALID, 4, 3, 200)
-    np.testing.assert_allclose(found.without[empty], found.whole, atol=1e-4)
-
-
-def test_what_one_user_alone_has_linked_is_not_told_to_its_fold():
-    users = groups()
-    linked = [users.item[users.events_of(user)].tolist() for user in range(len(users))] + [[10, 2, 11]]
-    everyone = histories(*linked)
-    found = graph.company([everyone], ROWS, VALID, 4, 3, FOLDS)
-    fold = graph.folds_of(everyone, FOLDS)[-1]
-    told = ~np.isnan(found.without[:, 10, 0])
-    assert told.tolist() == [number != fold for number in range(FOLDS)] and np.isfinite(found.whole[10]).all()
-
-
-def test_a_fold_is_of_the_user_wherever_it_stands():
-    one, other = histories(*[[2]] * 300), histories(*[[3]] * 100)
-    folds = graph.folds_of(one, 8)
-    assert set(folds) == set(range(8)) and (graph.folds_of(other, 8) == folds[:100]).all()
-    assert np.bincount(folds).min() > 15 and (graph.folds_of(one, 0) == 0).all()
-
-
-def test_folds_that_memory_has_no_room_for_are_fewer(monkeypatch):
-    monkeypatch.setattr(graph, "MOST_NUMBERS", 1000)
-    assert [graph.affordable(8, rows, 10) for rows in (10, 30, 50, 60, 200)] == [8, 3, 2, 0, 0]
-    assert [graph.affordable(folds, 10, 10) for folds in (0, 1, 2)] == [0, 0, 2]
+    assert np.isnan(graph.vectors([histories([2], [3])], ROWS, VALID, 4, 3)).all()
 
 
 def brute_force(company, text, row, wanted, itself=None):

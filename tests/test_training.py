@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvrec_core.averaging import Average
-from mvrec_core.batch import collate
 from mvrec_core.batches import epoch_batches
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
@@ -58,26 +57,6 @@ def test_the_average_over_workers_is_the_mean_over_the_whole_batch(lengths, size
         pieces = [(rows, part) for rows in step for part in np.array_split(rows.mine, min(parts, len(rows.mine)))]
         sums = [rows.share(examples, part) * np.average(loss[part], weights=targets[part]) for rows, part in pieces]
         assert abs(sum(sums) / workers - np.average(loss[step[0].all], weights=targets[step[0].all])) < 1e-9
-
-
-@given(*SHARED, st.integers(1, 9))
-def test_a_batch_has_windows_of_one_fold_where_folds_fill_batches(lengths, size, workers, folds):
-    examples = windows(lengths)
-    fold = np.random.default_rng(0).integers(folds, size=len(lengths))
-    counts = np.bincount(fold, minlength=folds)
-    shares = [epoch_batches(examples, size, [0, 1], Workers(rank, workers), fold) for rank in range(workers)]
-    assert sorted(np.concatenate([rows.mine for s in shares for rows in s]).tolist()) == list(range(len(lengths)))
-    assert min(len(rows.mine) for s in shares for rows in s) >= 1
-    alone = epoch_batches(examples, size, [0, 1], Workers(), fold)
-    assert [(rows.all.tolist(), rows.fold) for rows in alone] == [(rows.all.tolist(), rows.fold) for rows in shares[0]]
-    few = sum(count for count in counts if count < size)  # windows of folds that fill no batch
-    for rows in alone:
-        if rows.fold is None:
-            assert (counts[fold[rows.all]] < size).all()
-        else:
-            strangers = fold[rows.all] != rows.fold
-            assert counts[rows.fold] >= size and (not strangers.any() or few < size)
-            assert (counts[fold[rows.all][strangers]] < size).all()
 
 
 def test_another_epoch_has_another_order():
@@ -296,38 +275,3 @@ def test_what_items_are_read_as_new_for_is_undone_and_new_items_are_believed_les
         if not torch.equal(value.nan_to_num(), before[name].nan_to_num())
     }
     assert changed <= {"bias", "log_tau", "certainty"}
-
-
-def test_training_shows_a_fold_the_company_that_the_others_have_made(tiny_encoder, plain_data):
-    config = tiny.config(tiny_encoder, "views.graph={kind: graph, size: 8, folds: 3}", "train.batch_size=16")
-    shards = plain_data.shards(config)
-    model = new_model(config, plain_data, shards)
-    model.refresh_texts()
-    assert model.folds == 3 and "without_graph" not in model.state_dict()
-    seen = []
-
-    class Watching(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, batch, generator):
-            seen.append((batch.fold, len(batch.item)))
-            return self.inner(batch, generator)
-
-    one_epoch = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})
-    list(fit(model, shards, one_epoch, Workers(wrap=Watching)))
-    assert {fold for fold, _ in seen} == {0, 1, 2}
-
-    histories = next(iter(shards))
-    batch = collate(histories, train_examples(histories, config.model.max_len)[:16])
-    model.eval()  # no dropout
-
-    def loss(fold):
-        return model(dataclasses.replace(batch, fold=fold), torch.Generator().manual_seed(0)).item()
-
-    whole, first = loss(None), loss(1)
-    model.feature_graph[:, :8] *= 2
-    assert loss(1) == first and loss(None) != whole
-    model.without_graph[1] *= 2
-    assert loss(1) != first
