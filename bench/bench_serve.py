@@ -47,7 +47,8 @@ from redis import Redis
 from safetensors.torch import load_file, save_file
 
 from mvrec_core import sealed
-from mvrec_core.recommender import Answer, Recommender
+from mvrec_core.answers import Answer
+from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request, digest
 from pipelines.recommend import recommend
 from serve.alias import publish

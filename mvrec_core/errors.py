@@ -57,6 +57,11 @@ class Overloaded(ResourceError):
         self.retry_after_s = retry_after_s
 
 
+def first_line(error: Exception) -> str:
+    """What a library says, without the lines that are for its developers."""
+    return str(error).partition("\n")[0]
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A clause that helps with a misspelt name: the closest valid one, or all of them when none is close."""
     valid = sorted(valid)

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from cachetools import TTLCache
 
 from mvrec_core import checkpoint, ranking
+from mvrec_core.answers import Answer, Recommended, Scored, Withheld
 from mvrec_core.attributes import Attributes
 from mvrec_core.catalog import FIRST, UNKNOWN
 from mvrec_core.config import Config
 from mvrec_core.diversity import pick
 from mvrec_core.errors import ConfigError, RequestError
-from mvrec_core.explanations import Explainer, Explanation, ViewUse, user_weights, view_use
+from mvrec_core.explanations import Explainer, ViewUse, user_weights, view_use
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.index import NOTHING, TopK, best, top_k
 from mvrec_core.live_items import Items, encode
@@ -51,42 +52,6 @@ REMEMBERED_S = 600.0
 MOST_WITHHELD = 20  # items that an answer names
 LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
 ANY = Request()
-
-
-@dataclass(frozen=True)
-class Recommended:
-    item_id: str
-    score: float
-    rank: int  # from 1
-    display: str | None
-    explanation: Explanation | None = None  # where it was asked for
-
-
-@dataclass(frozen=True)
-class Withheld:
-    """An item that a rule kept from a list: it would have stood above the list's last one."""
-
-    item_id: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """rung: "history", "profile" or "popularity", what the answer rests on; unknown_items: of the request's events;
-    views: the mean view weights of the user's steps, where an explanation was asked for."""
-
-    rung: str
-    items: list[Recommended]
-    unknown_items: int
-    views: dict[str, float] | None = None
-    withheld: tuple[Withheld, ...] = ()
-
-
-@dataclass(frozen=True)
-class Scored:
-    item_id: str | None
-    score: float | None  # None where the id is unknown
-    probability: float | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow.fs import copy_files
 
 from mvrec_core import places
-from mvrec_core.errors import CheckpointError, ResourceError
+from mvrec_core.errors import CheckpointError, ResourceError, first_line
 from mvrec_core.sealed import MANIFEST, verify
 
 KEPT = 4  # releases on this machine, the last that were read
@@ -39,7 +39,7 @@ def local(checkpoint: str | Path) -> Path:
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such checkpoint: it has no {MANIFEST}") from None
     except FAILURES as error:
-        raise CheckpointError(f"{name}: cannot be read: {_first_line(error)}") from None
+        raise CheckpointError(f"{name}: cannot be read: {first_line(error)}") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{name}/{MANIFEST}: damaged: expected JSON with 'model_version' and 'files'") from None
     target = folder / version
@@ -77,7 +77,7 @@ def send(directory: Path, to: str) -> str:
             system.create_dir(f"{path}/{file}".rpartition("/")[0], recursive=True)
             copy_files(str(directory.absolute() / file), f"{path}/{file}", destination_filesystem=system)
     except FAILURES as error:
-        raise ResourceError(f"cannot write a release to {to}: {_first_line(error)}") from None
+        raise ResourceError(f"cannot write a release to {to}: {first_line(error)}") from None
     return target
 
 
@@ -90,7 +90,7 @@ def _fetch(name: str, files: list[str], aside: Path) -> None:
         except FileNotFoundError:
             raise CheckpointError(f"{name}/{file}: missing, but the manifest lists it") from None
         except FAILURES as error:
-            raise CheckpointError(f"{name}/{file}: cannot be copied here: {_first_line(error)}") from None
+            raise CheckpointError(f"{name}/{file}: cannot be copied here: {first_line(error)}") from None
 
 
 def _whole(target: Path) -> bool:
@@ -121,7 +121,3 @@ def _kept() -> Path:
 def _inside(file: str) -> bool:
     parts = Path(file).parts
     return bool(parts) and ".." not in parts and not Path(file).is_absolute()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

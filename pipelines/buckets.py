@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from mvrec_core import cleaning
 from mvrec_core.config import CategoryView, Config, Core, NumberView, VectorView, View
+from mvrec_core.sealed import sha256
 from mvrec_core.sequences import TEST, TRAIN, VALID
 from pipelines import files, spool
 
@@ -72,7 +73,7 @@ def make(
 
     def write(name: str, table: pa.Table) -> None:
         files.write_parquet(out / name, table)
-        written[name] = files.sha256(out / name)
+        written[name] = sha256(out / name)
 
     views = config.views_at("event")
     for top, rows in (("", kept.filter(pl.col("split") != TEST)), ("test/", kept.filter(pl.col("split") == TEST))):

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from mvrec_core.config import Source
-from mvrec_core.errors import ConfigError, DataError
-from pipelines.locations import first_line, form_of, place
+from mvrec_core.errors import ConfigError, DataError, first_line
+from mvrec_core.places import place
+from pipelines.locations import form_of
 
 BLOCK = 16 << 20  # bytes of text that are read together
 

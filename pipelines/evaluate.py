@@ -8,20 +8,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, hstack
-from torch import Tensor
 
 from mvrec_core import baselines
 from mvrec_core.ablations import view_conflict, views_removed
 from mvrec_core.baselines import Evidence, Features, Scorer
-from mvrec_core.beyond_accuracy import Categories, ListSums, Space, Vectors
-from mvrec_core.calibration import CalibrationSums
+from mvrec_core.beyond_accuracy import Categories, Space, Vectors
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import EvaluateConfig
 from mvrec_core.hybrid import WEIGHTS, blend, standardised
@@ -33,11 +30,9 @@ from mvrec_core.sequences import STAGES, TRAIN, Examples, Histories
 from mvrec_core.training import CHOSEN_BY
 from pipelines import run_report
 from pipelines.compare import differences
+from pipelines.found import CALIBRATED, LISTS, Found
+from pipelines.metrics_table import OURS, SHOWN, table
 
-SHOWN = ("HR@10", "NDCG@10")
-OURS = "mvrec"
-LISTS = (10, 20)  # lengths of the lists that are looked at beyond accuracy
-CALIBRATED = 10  # of each user's list, the pairs that are calibrated besides all pairs
 COLD_USER, HOT_USER = 5, 50  # train events
 
 Blends = Mapping[str, tuple[float, ...]]  # of each CF model the weights to try
@@ -167,61 +162,6 @@ def _report(
     return report
 
 
-@dataclass
-class Found:
-    """What a stage gave so far, by model: its name, or (name, weight) of a blend of ours with it.
-
-    spaces: what lists are measured in; None: this stage's lists and probabilities are not looked at
-    train:  int64 [N], train events of each catalogue row
-    """
-
-    spaces: Mapping[str, Space] | None
-    train: np.ndarray
-    parts: list[Examples] = field(default_factory=list)
-    ranked: dict[Any, list[Ranks]] = field(default_factory=lambda: defaultdict(list))
-    lists: dict[tuple[str, int], ListSums] = field(default_factory=dict)
-    pairs: CalibrationSums = field(default_factory=CalibrationSums.empty)
-    top_pairs: CalibrationSums = field(default_factory=CalibrationSums.empty)
-
-    def ranks(self, model: Any) -> Ranks:
-        return Ranks.concatenate(self.ranked[model])
-
-    def means(self, model: Any) -> dict[str, float]:
-        return RankingSums.from_ranks(self.ranks(model)).means()
-
-    def examples(self) -> Examples:
-        return Examples(
-            *(
-                np.concatenate([getattr(p, name) for p in self.parts] or [np.empty(0, np.int64)])
-                for name in ("user", "start", "stop", "first", "limit")
-            )
-        )
-
-    def beyond(self, model: str) -> dict[str, float]:
-        out: dict[str, float] = {}
-        for k in LISTS:
-            if (model, k) in self.lists:
-                out |= self.lists[model, k].means(self.train)
-        return out
-
-    def add_lists(self, model: str, lists_BK: Tensor, histories: list[np.ndarray]) -> None:
-        for k in LISTS:
-            sums = ListSums.of(lists_BK[:, :k], histories, self.train, self.spaces or {})
-            self.lists[model, k] = self.lists[model, k] + sums if (model, k) in self.lists else sums
-
-    def add_pairs(self, scores_BN: Tensor, allowed_BN: Tensor, target_B: Tensor, lists_BK: Tensor) -> None:
-        """The probabilities of ours: of all candidates, and of those at the top of the lists."""
-        outcome_BN = torch.zeros_like(allowed_BN)
-        rankable_B = target_B >= 0
-        outcome_BN[rankable_B, target_B[rankable_B]] = True
-        self.pairs += CalibrationSums.of(scores_BN[allowed_BN], outcome_BN[allowed_BN])
-        top_BK = lists_BK[:, :CALIBRATED]
-        there_BK, safe_BK = top_BK >= 0, top_BK.clamp(min=0)
-        self.top_pairs += CalibrationSums.of(
-            scores_BN.gather(1, safe_BK)[there_BK], outcome_BN.gather(1, safe_BK)[there_BK]
-        )
-
-
 def _fit(
     recommender: Recommender, stage: str, names: set[str], settings: EvaluateConfig, clock: Clock
 ) -> dict[str, Scorer]:
@@ -307,47 +247,6 @@ def _choose(found: Found, blends: Blends) -> dict[str, Any]:
         "tried": tried,
         "valid": found.means((best_of, -weight)),
     }
-
-
-def table(name: str, report: dict[str, Any]) -> str:
-    """The model beside the baselines, for people."""
-    lines = [f"{'':18}" + "".join(f"{stage + ' ' + metric:>16}" for stage in STAGES for metric in SHOWN)]
-    rows = {**report["baselines"], OURS: {stage: report[stage] for stage in STAGES}}
-    hybrid = report["hybrid"]
-    if hybrid:
-        rows["hybrid"] = hybrid
-    if "test_at_unknown_time" in report:
-        rows["  at unknown time"] = {"valid": {}, "test": report["test_at_unknown_time"]}
-    rows |= report["beside"]
-    if report["init"] == "pretrained" and "from scratch" not in report["beside"]:
-        rows["from scratch"] = {"valid": {}, "test": {}}
-    for label, stages in rows.items():
-        cells = (stages[stage].get(metric) for stage in STAGES for metric in SHOWN)
-        lines.append(f"{label:18}" + "".join(f"{'-' if cell is None else format(cell, '.4f'):>16}" for cell in cells))
-    if hybrid:
-        lines.append(
-            f"hybrid: {1 - hybrid['weight']:.1f} {OURS} + {hybrid['weight']:.1f} {hybrid['cf']}, chosen on valid"
-        )
-    for label, other in report["beside"].items():
-        told = (
-            f"{metric} {of['mean']:+.4f} ({of['low']:+.4f} to {of['high']:+.4f}, p {of['p']:.4f})"
-            for metric, of in ((name, other["difference"][name]) for name in SHOWN)
-        )
-        lines.append(f"{OURS} - {label} on test, user by user: {'  '.join(told)}")
-    if "from scratch" in rows and not report["beside"]:
-        lines.append("from scratch: not measured; --beside CHECKPOINT of a run with train.init=scratch")
-    beyond = "  ".join(f"{key} {value:.3f}" for key, value in report["beyond"]["test"].items() if key.endswith("@10"))
-    lines.append(f"{OURS} on test: {beyond}")
-    calibration = report["calibration"]
-    if calibration["ece"] is not None:
-        top = calibration[f"ece_top{CALIBRATED}"]
-        lines.append(
-            f"calibration error of the probability: {calibration['ece']:.5f} of all pairs, "
-            f"{top:.4f} of the top {CALIBRATED}"
-        )
-    spans = "  ".join(f"{metric} {low:.3f} to {high:.3f}" for metric, (low, high) in report["intervals"].items())
-    lines.append(f"{report['users']} test users of '{name}'; 95% intervals of {OURS} on test: {spans or 'none'}")
-    return "\n".join(lines)
 
 
 def _spaces(recommender: Recommender) -> dict[str, Space]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from mvrec_core.config import Source
-from mvrec_core.errors import DataError
+from mvrec_core.errors import DataError, first_line
 from mvrec_core.places import URI, place
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -132,7 +132,3 @@ def form_of(file: str, source: Source) -> tuple[str, str | None]:
     if form == "parquet" and codec:
         raise DataError(f"{file}: expected Parquet as it is, which compresses its own columns, found it in {codec}")
     return form, codec
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -15,6 +15,7 @@ import numpy as np
 
 from mvrec_core.config import Config
 from mvrec_core.errors import DataError
+from mvrec_core.sealed import sha256
 from pipelines import files
 from pipelines.buckets import Made
 from pipelines.catalogue import SCHEMA_VERSION
@@ -159,7 +160,7 @@ def content_hash(made: Sequence[Made], out: Path) -> str:
     were cut into files or shared out over tasks."""
     digests = {name: digest for one in made for name, digest in one.files.items()}
     for file in [*out.glob("items/*.parquet"), *out.glob("users/*.parquet"), out / "fitted.json", out / "views.json"]:
-        digests[file.relative_to(out).as_posix()] = files.sha256(file)
+        digests[file.relative_to(out).as_posix()] = sha256(file)
     return hashlib.sha256(
         "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items())).encode()
     ).hexdigest()

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvrec_core.config import Source
+from mvrec_core.places import place
 from pipelines.cells import as_json, read
 from pipelines.chunk import Chunk, frame_of, theirs_of
 from pipelines.decoded import guarded
-from pipelines.locations import place
 
 ROWS = 500_000  # in a chunk, at most
 BYTES = 256 << 20  # in a chunk, about, at most

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import logging
-import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,14 @@ import pyarrow as pa
 
 from mvrec_core import cleaning
 from mvrec_core.config import Config, Temporal, VectorView
-from mvrec_core.errors import ConfigError, DataError, MVRecError, nearest
+from mvrec_core.errors import ConfigError, DataError, nearest
 from mvrec_core.schema import Columns, instant
 from pipelines import buckets, catalogue, files, locations, manifests, prepare_report, raw, spool, tables, vectors
 from pipelines.buckets import Made
 from pipelines.cluster import connect, cores
 from pipelines.manifests import State
 from pipelines.spool import Filled
+from pipelines.spread import spread
 from pipelines.tables import Table
 
 Log = Callable[[str], None]
@@ -246,7 +245,7 @@ def _fill(config: Config, events: Events, first: int, generation: int, out: Path
         return json.dumps(asdict(spool.fill(config, jobs[job], job, f"{generation:04d}", out)), ensure_ascii=False)
 
     done: list[Filled] = []
-    for answer in _spread(work, range(len(jobs))):
+    for answer in spread(work, range(len(jobs))):
         done.append(Filled(**json.loads(answer)))
         rows = sum(one.rows for one in done)
         _progress(log, len(done), len(jobs), f"files read, {rows:,} rows")
@@ -260,7 +259,7 @@ def _make(
     parts = spool.parts(out)
     core = config.data.clean.core
     if core is not None:
-        for place, _ in enumerate(_spread(lambda b: buckets.counted(config, parts, b, count, out), range(count))):
+        for place, _ in enumerate(spread(lambda b: buckets.counted(config, parts, b, count, out), range(count))):
             _progress(log, place + 1, count, "buckets counted for the core")
         buckets.write_core(core, out)
 
@@ -268,7 +267,7 @@ def _make(
         return json.dumps(asdict(buckets.make(config, parts, bucket, count, out, only)), ensure_ascii=False)
 
     done: list[Made] = []
-    for answer in _spread(work, chosen):
+    for answer in spread(work, chosen):
         done.append(Made(**json.loads(answer)))
         kept = sum(one.kept for one in done)
         _progress(log, len(done), len(chosen), f"buckets written, {kept:,} events")
@@ -293,7 +292,7 @@ def _write_late(config: Config, state: State, touched: Sequence[int], out: Path,
         files.write_parquet(out / "rejected" / f"late-{state.generation:04d}-{number:05d}.parquet", table)
         return ""
 
-    for place, _ in enumerate(_spread(work, numbers)):
+    for place, _ in enumerate(spread(work, numbers)):
         _progress(log, place + 1, len(numbers), "files searched for the rows that cleaning left out")
 
 
@@ -319,33 +318,6 @@ def _keep_late(state: State, touched: Sequence[int], target: Path, out: Path) ->
             files.link(path, out / "rejected" / path.name)
         elif len(left):
             files.write_parquet(out / "rejected" / path.name, left.to_arrow().cast(spool.REJECTED))
-
-
-def _spread(work: Callable[[int], Any], jobs: Sequence[int]) -> Iterator[str]:
-    """What `work` returns for each job, as they end: a task each, run again where a worker dies. Raises MVRecError."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told in our words
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.op_resource_reservation_enabled = False  # it keeps one of two cores idle where there is one map operator
-
-    def run(batch: pa.Table) -> pa.Table:
-        pa.set_cpu_count(1)  # a task has one core
-        try:
-            answers, error = [work(job) for job in batch["job"].to_pylist()], b""
-        except MVRecError as mistake:  # a user's, so no reason to try again or to log a traceback
-            answers, error = [""], pickle.dumps(mistake)
-        return pa.table({"answer": answers, "error": [error] * len(answers)})
-
-    if not jobs:
-        return
-    stream = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
-    for row in stream.map_batches(run, batch_size=1, batch_format="pyarrow", zero_copy_batch=True).iter_rows():
-        if row["error"]:
-            raise pickle.loads(row["error"])
-        yield row["answer"]
 
 
 def _progress(log: Log, done: int, of: int, what: str) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvrec_core.recommender import Answer, Recommender
+from mvrec_core.answers import Answer
+from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
 from mvrec_core.sequences import Examples
 from pipelines import files

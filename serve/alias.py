@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mvrec_core import places
 from mvrec_core.config import Node
-from mvrec_core.errors import ConfigError, MVRecError, ResourceError
+from mvrec_core.errors import ConfigError, MVRecError, ResourceError, first_line
 from mvrec_core.recommender import Recommender
 from mvrec_core.releases import local, send
 from serve.trial import try_out
@@ -89,7 +89,7 @@ def read_alias(file: str | Path) -> Alias:
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such alias file; 'mvrec publish' writes one") from None
     except (OSError, UnicodeDecodeError, ArrowException) as error:
-        raise ConfigError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+        raise ConfigError(f"{file}: cannot be read: {first_line(error)}") from None
     except ValidationError as error:  # which is a ValueError, as JSON's error is
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -141,7 +141,7 @@ def _exists(file: str | Path) -> bool:
     try:
         return places.kind(str(file)) != FileType.NotFound
     except (OSError, ArrowException) as error:
-        raise ConfigError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+        raise ConfigError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
 def _write(alias: Alias, file: str | Path) -> None:
@@ -151,7 +151,7 @@ def _write(alias: Alias, file: str | Path) -> None:
         try:
             places.write(str(file), text.encode())
         except OSError as error:
-            raise ResourceError(f"cannot write {file}: {str(error).partition(chr(10))[0]}") from None
+            raise ResourceError(f"cannot write {file}: {first_line(error)}") from None
         return
     file = Path(file)
     aside = file.with_name(f"{file.name}.tmp-{os.getpid()}")

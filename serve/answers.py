@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from mvrec_core.answers import Answer, Recommended, Scored
 from mvrec_core.explanations import Explanation
-from mvrec_core.recommender import Answer, Recommended, Recommender, Scored
+from mvrec_core.recommender import Recommender
 from serve.sessions import Appended, Forgotten
 
 MAX_REASONS = 5  # events of an explanation

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
+from mvrec_core.answers import Answer
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUnavailable
 from mvrec_core.places import is_uri
-from mvrec_core.recommender import Answer, Recommender
+from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Candidate, Item, Request, digest
 from serve.alias import read_alias
 from serve.answers import (

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
+from mvrec_core.answers import Answer
 from mvrec_core.errors import Overloaded, RequestError
-from mvrec_core.recommender import Answer
 from mvrec_core.requests import Request
 
 MARGIN = 0.8  # of the deadline, within which an answer has to be expected: one batch takes longer than another

@@ -7,8 +7,8 @@ import logging
 import time
 from pathlib import Path
 
+from mvrec_core.answers import Answer
 from mvrec_core.errors import MVRecError, ResourceError
-from mvrec_core.recommender import Answer
 from mvrec_core.rules import Rules, load_rules
 from serve.live_file import LiveFile
 

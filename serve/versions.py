@@ -15,7 +15,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileType
 
 from mvrec_core import places
-from mvrec_core.errors import CheckpointError, MVRecError, RequestError
+from mvrec_core.errors import CheckpointError, MVRecError, RequestError, first_line
 from mvrec_core.recommender import Recommender
 from mvrec_core.releases import local
 from mvrec_core.requests import Request, digest
@@ -56,7 +56,7 @@ def is_alias(served: str) -> bool:
     try:
         kind = places.kind(served)
     except (OSError, ArrowException) as error:
-        raise CheckpointError(f"{served}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+        raise CheckpointError(f"{served}: cannot be read: {first_line(error)}") from None
     if kind == FileType.NotFound:
         raise CheckpointError(f"{served}: no such checkpoint directory or alias file")
     return kind == FileType.File

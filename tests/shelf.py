@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from mvrec_core.answers import Answer, Recommended, Scored
 from mvrec_core.errors import RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
-from mvrec_core.recommender import Answer, Recommended, Scored
 from mvrec_core.requests import Candidate, Item, Request
 from serve.answers import (
     as_json,

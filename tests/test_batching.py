@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mvrec_core.answers import Answer
 from mvrec_core.errors import Overloaded, RequestError
-from mvrec_core.recommender import Answer
 from mvrec_core.requests import Request
 from serve.batching import Batcher
 from serve.threads import TorchThread

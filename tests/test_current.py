@@ -12,8 +12,8 @@ import pytest
 import tiny
 from redis_server import RedisServer, needs_redis
 
+from mvrec_core.answers import Answer, Withheld
 from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUnavailable
-from mvrec_core.recommender import Answer, Withheld
 from mvrec_core.requests import Item, Request
 from serve import items as items_module
 from serve.current import Current

@@ -63,7 +63,9 @@ ORDER = (
     "reference",
     "pretrained",
     "masked_tokens",
+    "pretext",
     "pretraining",
+    "answers",
     "recommender",
     "ablations",
 )

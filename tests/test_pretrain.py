@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import CheckpointError, ConfigError
+from mvrec_core.metrics import NAMES
 from mvrec_core.sealed import verify
 from pipelines.evaluate import evaluate
 from pipelines.pretrain import pretrain
@@ -74,6 +75,7 @@ def test_training_starts_there_and_says_so(pretrained, checkpoint):
     assert scratch["model_version"] == verify(checkpoint)["model_version"]
     page = out.with_name("report.html").read_text(encoding="utf-8")
     assert "mvrec − from scratch" in page and "was not measured" not in page
+    assert set(scratch["difference"]) == set(NAMES)
     for metric, of in scratch["difference"].items():
         assert of["mean"] == pytest.approx(report["test"][metric] - scratch["test"][metric], abs=1e-12)
     out.unlink()

@@ -15,8 +15,9 @@ from mvrec_core.batch import collate
 from mvrec_core.catalog import FIRST
 from mvrec_core.errors import CheckpointError, ConfigError, DataError
 from mvrec_core.masked_tokens import MaskedTokens, mask_tokens
+from mvrec_core.pretext import HIDDEN, TEMPERATURE, Pretext, contrast, tell_values
 from mvrec_core.pretrained import load
-from mvrec_core.pretraining import Pretext, contrast, pretrain, tell_values
+from mvrec_core.pretraining import pretrain
 from mvrec_core.sealed import verify
 from mvrec_core.sequences import TRAIN, VALID
 from mvrec_core.shards import Shards
@@ -125,7 +126,7 @@ def test_a_step_loses_one_view_that_it_has_and_padding_none(tiny_encoder, plain_
     hidden, _ = task._choose(batch, task.model.item_views(needed), row, torch.Generator().manual_seed(0))
     real = batch.item >= FIRST
     assert (hidden[batch.item == 0] == -1).all()
-    assert abs(float((hidden[real] >= 0).float().mean()) - pretraining.HIDDEN) < 0.05
+    assert abs(float((hidden[real] >= 0).float().mean()) - HIDDEN) < 0.05
     no_text = batch.item == FIRST + 7
     assert no_text.any() and not torch.isin(hidden[no_text], torch.tensor([1, 2])).any()  # nor genres
 
@@ -135,7 +136,7 @@ def test_a_step_loses_one_view_that_it_has_and_padding_none(tiny_encoder, plain_
 
 def test_contrast_is_the_cross_entropy_of_cosines():
     query, key = torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    weights = torch.tensor([1.0, 0.0, -1.0]).div(pretraining.TEMPERATURE).exp()
+    weights = torch.tensor([1.0, 0.0, -1.0]).div(TEMPERATURE).exp()
     expected = -(weights[1] / weights.sum()).log()
     torch.testing.assert_close(contrast(query, key, torch.tensor([1])), expected)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import tiny
 
+from mvrec_core.answers import Withheld
 from mvrec_core.errors import ConfigError
-from mvrec_core.recommender import Withheld
 from mvrec_core.requests import Item, Request
 from mvrec_core.rules import Rule, Rules, load_rules
 
