@@ -35,20 +35,19 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-import torch
+from in_process import batches, first_scores, loaded
 from load import Load, ask, paced, steady
 from participants import BATCH, DEADLINE_S, ROOT, cpu_s, peer, replicas, serving
 from redis import Redis
+from rounds import K, Round, best
 from safetensors.torch import load_file, save_file
 
 from mvrec_core import sealed
-from mvrec_core.answers import Answer
-from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request, digest
 from pipelines.recommend import recommend
 from serve.alias import publish
@@ -58,23 +57,12 @@ from serve.redis_client import RedisClient
 RESULT = ROOT / "bench" / "results" / "serve.json"
 MODELS = ("runs/movielens-1m-seed0/checkpoint", "runs/movielens-100k/checkpoint")  # the first that is there
 PARTS = ("throughput", "cached", "latency", "answers", "cache", "swap", "kill", "soak", "ann")
-K, CLIENTS = 20, 2 * BATCH  # two batches: one is answered while the next one fills
+CLIENTS = 2 * BATCH  # two batches: one is answered while the next one fills
 ROUNDS, ROUND_S = 3, 5.0
 SWAPS = 20
 NOW = 1_700_000_000  # a time that no history has reached
 
 Values = dict[str, float]
-
-
-class Round(NamedTuple):
-    """Requests/s, and the seconds of CPU that whoever answers spent on one: these hardly depend on other work."""
-
-    rate: float
-    cpu_s: float
-
-
-def best(rounds: Sequence[Round]) -> Round:
-    return Round(max(one.rate for one in rounds), min(one.cpu_s for one in rounds))
 
 
 @dataclass
@@ -349,33 +337,6 @@ def ann(bench: Bench) -> Values:
         "ann_speedup": found.get("ann_speedup_32", math.nan),
         "ann_speedup_single": found.get("ann_speedup_1", math.nan),
     }
-
-
-# in the process with the model
-
-
-class Loaded:
-    recommender: Recommender  # of that process
-
-
-def loaded(directory: Path) -> None:
-    torch.set_num_threads(1)
-    Loaded.recommender = Recommender.load(directory)
-
-
-def batches(users: Sequence[str], first: int, seconds: float) -> Round:
-    """Of the Recommender alone, no two requests the same."""
-    began, cpu, done = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - began < seconds:
-        places = range(first + 10**9 + done, first + 10**9 + done + BATCH)
-        Loaded.recommender.recommend([Request(users[place % len(users)], k=K, now=float(place)) for place in places])
-        done += BATCH
-    return Round(done / (time.perf_counter() - began), (time.process_time() - cpu) / done)
-
-
-def first_scores(directory: Path, users: Sequence[str]) -> list[float]:
-    answers = Recommender.load(directory).recommend([Request(user, k=5) for user in users])
-    return [answer.items[0].score for answer in answers if isinstance(answer, Answer)]
 
 
 def items(body: bytes) -> list[str]:

@@ -97,9 +97,8 @@ class MVRec(nn.Module):
         for name, values in item_features(config, catalog.table, fitted).items():
             self.register_buffer(f"feature_{name}", values, persistent=False)
         kinds = [config.views[name].kind for name in self.item_view_names]
-        self._id = (
-            kinds.index("id") if "id" in kinds and not linear else None
-        )  # the source formulation has no certainty
+        believed_whole = linear or "id" not in kinds  # the source formulation has no certainty
+        self._id = None if believed_whole else kinds.index("id")
         self.register_buffer("certainty", torch.tensor(1.0))
         self.register_buffer("popularity", popularity.float(), persistent=False)
         self.register_buffer("known", (popularity > 0) & (torch.arange(len(popularity)) >= FIRST))
