@@ -250,10 +250,10 @@ def swap(bench: Bench) -> Values:
         sealed.verify(one)["model_version"]: bench.aside.submit(first_scores, one, users).result()
         for one in (bench.checkpoint, other)
     }
-    told = []  # what publishing writes; a swap is then a rename, as publishing ends with
+    told = []  # what publishing writes, elsewhere: else these are two swaps more, seen in the first round
     for one in (other, bench.checkpoint):
-        publish(one, bench.alias)
-        told.append(bench.alias.read_bytes())
+        publish(one, bench.folder / "told.json")
+        told.append((bench.folder / "told.json").read_bytes())
     before = bench.answering()
     failures = mixed = late = seen = 0
     for number in range(SWAPS):
