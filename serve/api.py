@@ -37,7 +37,7 @@ from serve.answers import (
     error_values,
 )
 from serve.keys import Keys, describe
-from serve.limits import Limits
+from serve.limits import RECOMMEND, Limits
 from serve.metrics import CONTENT_TYPE
 from serve.schema import (
     MAX_ITEMS,
@@ -93,6 +93,8 @@ class Backend(Protocol):
     def n_items(self) -> int: ...
 
     def versions(self) -> list[dict[str, Any]]: ...
+
+    def overload(self) -> Overloaded | None: ...
 
     async def recommend(self, request: Request) -> bytes: ...
 
@@ -176,7 +178,7 @@ def create_api(
         docs_url=None,  # FastAPI's own page loads its script from another host
         redoc_url=None,
     )
-    api.add_middleware(Limits, max_in_flight=max_in_flight, timeout_s=timeout_s)
+    api.add_middleware(Limits, max_in_flight=max_in_flight, timeout_s=timeout_s, overload=backend.overload)
     if backend.keys:
         api.add_middleware(Keys, keys=backend.keys)
     api.add_middleware(Watching, watch=backend.watch)  # the last one is the outermost
@@ -196,7 +198,7 @@ def create_api(
 def _add_model_routes(api: FastAPI, backend: Backend) -> None:
     strangers: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}  # versions, items
 
-    @api.post("/v1/recommend", response_model=RecommendAnswer, responses=strangers)
+    @api.post(RECOMMEND, response_model=RecommendAnswer, responses=strangers)
     async def recommend(body: RecommendBody, http: HttpRequest) -> Response:
         """The k best items for a user, best first."""
         http.scope["k"] = body.k

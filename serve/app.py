@@ -20,7 +20,7 @@ from ray.serve.exceptions import RayServeException
 
 from mvrec_core.answers import Answer
 from mvrec_core.config import ServeConfig
-from mvrec_core.errors import ConfigError, RequestError, ResourceError, StateUnavailable
+from mvrec_core.errors import ConfigError, Overloaded, RequestError, ResourceError, StateUnavailable
 from mvrec_core.places import is_uri
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Candidate, Item, Request, digest
@@ -57,6 +57,7 @@ SPARE_REQUESTS = 64  # pages and health checks, which are not counted above, and
 CHECK_EVERY_S = 3.0  # a replica's health; Serve replaces it after three failures, so within 30 s
 CHECK_WITHIN_S = 5.0  # or its event loop is taken to stand still
 STALLED_S = 12.0  # for so long torch is at one batch only where something is wrong
+RARE = 0.1  # share of the answers that are remembered: below it, it does not pay to look whether one is
 SAMPLE_EVERY_S = 0.2  # one answer, for the metrics of views and drift
 
 T = TypeVar("T")
@@ -203,6 +204,11 @@ class Replica:
 
     def versions(self) -> list[dict[str, Any]]:
         return self._versions.values()
+
+    def overload(self) -> Overloaded | None:
+        """Why a request for recommendations need not even be read: its answer would come too late, and it hardly ever
+        is one that is remembered."""
+        return self._batcher.overload() if self._cache.useful < RARE else None
 
     async def recommend(self, request: Request) -> bytes:
         with self._metrics.state.time():

@@ -65,13 +65,18 @@ class Batcher:
     async def answer(self, recommend: Recommend, request: Request) -> Answer:
         """The answer to one request; raises what its own part of the batch came to, never a neighbour's. Raises
         Overloaded where it would come after the deadline."""
-        if len(self._waiting) >= self.max_size and self.expected_s() > MARGIN * self.deadline_s:
-            raise self._overloaded()
+        if (error := self.overload()) is not None:
+            raise error
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(recommend, request, future, time.perf_counter()))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
+
+    def overload(self) -> Overloaded | None:
+        """What a request that came now would be refused with, if it would be."""
+        late = len(self._waiting) >= self.max_size and self.expected_s() > MARGIN * self.deadline_s
+        return self._overloaded() if late else None
 
     def expected_s(self) -> float:
         """When a request that came now would be answered: after the batch under way, and all that wait before it."""

@@ -14,6 +14,7 @@ from serve.redis_client import RedisClient
 KEY_BYTES = 300  # of memory that an entry takes beside its value
 SLOTS = 2**16  # keys in Redis at most: a digest has its one slot, and the next to need it takes it over
 LONGEST_IN_REDIS = 2**16  # bytes
+LATELY = 0.02  # what the newest look-up counts in `useful`: the last fifty make most of it
 
 
 class Cache:
@@ -34,7 +35,8 @@ class Cache:
         heard: Callable[[str], None] = lambda result: None,
     ):
         self.ttl_s = ttl_s
-        self._heard = heard
+        self.useful = 0.0  # the share of the look-ups of late that nothing had to be computed for
+        self._told = heard
         self._near: TTLCache[bytes, bytes] = TTLCache(max_bytes, ttl_s, getsizeof=lambda value: len(value) + KEY_BYTES)
         self._redis = redis
         self._prefix = f"mvrec:{run}:answer:"
@@ -59,6 +61,10 @@ class Cache:
             if not flight.waiting:
                 del self._flights[key]
                 flight.task.cancel()
+
+    def _heard(self, result: str) -> None:
+        self.useful += LATELY * ((result != "miss") - self.useful)
+        self._told(result)
 
     async def _fetch(self, key: bytes, compute: Callable[[], Awaitable[bytes]]) -> bytes:
         value = await self._far(key)

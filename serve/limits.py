@@ -1,19 +1,24 @@
 """What the service refuses before it looks: too many requests at a time, a body too long, an answer too late.
 
-A plain ASGI middleware, so that a refused request costs next to nothing. It also hands the body on as JSON whatever its
-content type says, because `curl -d` without a header calls it a form.
+A plain ASGI middleware, so that a refused request costs next to nothing: under more load than can be answered the
+refusals themselves are most of the work, and what they take is taken from the answers. It also hands the body on as
+JSON whatever its content type says, because `curl -d` without a header calls it a form.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mvrec_core.errors import Overloaded
 from serve.answers import as_json, error_values
 
 MAX_BODY = 1_000_000  # bytes
+RECOMMEND = "/v1/recommend"
 
 
 class TooLong(Exception):
@@ -21,12 +26,16 @@ class TooLong(Exception):
 
 
 class Limits:
-    """Passes at most `max_in_flight` requests under /v1/ at a time and answers each within `timeout_s` seconds."""
+    """Passes at most `max_in_flight` requests under /v1/ at a time and answers each within `timeout_s` seconds.
 
-    def __init__(self, app: ASGIApp, max_in_flight: int, timeout_s: float):
+    overload: asked for each request for recommendations, says why it need not be read, or None
+    """
+
+    def __init__(self, app: ASGIApp, max_in_flight: int, timeout_s: float, overload: Callable[[], Overloaded | None]):
         self.app = app
         self.max_in_flight = max_in_flight
         self.timeout_s = timeout_s
+        self.overload = overload
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +44,10 @@ class Limits:
             return
         if self.in_flight >= self.max_in_flight:
             message = f"{self.in_flight} requests are being answered, which is as many as this service takes; try again"
-            await _refuse(send, 503, error_values("overloaded", message), {"retry-after": "1"})
+            await _refuse_overloaded(send, Overloaded(message, 1.0))
+            return
+        if scope["path"] == RECOMMEND and (error := self.overload()) is not None:
+            await _refuse_overloaded(send, error)
             return
         self.in_flight += 1
         try:
@@ -103,6 +115,11 @@ def _as_json(scope: Scope) -> Scope:
     headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
     scope["headers"] = [*headers, (b"content-type", b"application/json")]
     return scope
+
+
+async def _refuse_overloaded(send: Send, error: Overloaded) -> None:
+    after = {"retry-after": str(math.ceil(error.retry_after_s))}
+    await _refuse(send, 503, error_values("overloaded", str(error)), after)
 
 
 async def _refuse(send: Send, status: int, values: dict[str, Any], headers: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvrec_core.answers import Answer, Recommended, Scored
-from mvrec_core.errors import RequestError, StateUnavailable
+from mvrec_core.errors import Overloaded, RequestError, StateUnavailable
 from mvrec_core.explanations import Contribution, Explanation
 from mvrec_core.requests import Candidate, Item, Request
 from serve.answers import (
@@ -50,6 +50,10 @@ class Shelf:
         self.delay_s = 0.0
         self.rows: dict[str, str] = {}
         self.away = False  # the store of live events
+        self.full: Overloaded | None = None
+
+    def overload(self) -> Overloaded | None:
+        return self.full
 
     async def recommend(self, request: Request) -> bytes:
         self.request = request

@@ -75,6 +75,28 @@ def test_an_answer_is_computed_once_until_an_event_comes(replicas):
     assert client.post("/v1/recommend", json={"user_id": "u003", "k": 0}).status_code == 422
 
 
+def test_under_too_much_load_only_who_may_be_remembered_is_read(plain_checkpoint, tmp_path):
+    with ExitStack() as stack:
+        settings = {"max_batch_size": 2, "deadline_s": 0.5, "state_dir": str(tmp_path)}
+        client = started(stack, plain_checkpoint, **settings)
+        replica, go_on = client.replica, threading.Event()
+        first = recommend(client, user_id="u003", k=3, now=LATER)
+        assert replica.overload() is None and replica._cache.useful == 0
+        replica._batcher._batch_s = 1.0  # as after a batch of a second
+        pool = stack.enter_context(ThreadPoolExecutor(4))
+        replica._thread.submit(go_on.wait)
+        stack.callback(go_on.set)
+        asked = [pool.submit(client.post, "/v1/recommend", json={"user_id": f"u{n}", "k": 3}) for n in range(4)]
+        while len(replica._batcher._waiting) < 2:
+            time.sleep(0.01)
+        unread = client.post("/v1/recommend", json={"user_id": "u003", "k": 3, "now": LATER})
+        assert (unread.status_code, unread.json()["error"]["code"]) == (503, "overloaded")
+        replica._cache.useful = 0.5
+        assert recommend(client, user_id="u003", k=3, now=LATER) == first
+        go_on.set()
+        assert {one.result().status_code for one in asked} <= {200, 503}
+
+
 def test_what_is_forgotten_is_in_no_answer_of_any_replica(replicas):
     one, other = replicas
     before = recommend(one, user_id="u003", k=5, now=LATER)

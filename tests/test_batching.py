@@ -77,6 +77,7 @@ def test_who_would_wait_beyond_the_deadline_is_refused_at_once():
         with ThreadPoolExecutor(1) as executor:
             batcher = Batcher(executor, max_size=2, wait_s=0.0, deadline_s=0.25)
             await batcher.answer(model.recommend, Request(k=1))  # now it knows what a batch takes
+            assert batcher.overload() is None
             began = time.perf_counter()
 
             async def one(k: int):
@@ -85,7 +86,11 @@ def test_who_would_wait_beyond_the_deadline_is_refused_at_once():
                 except Overloaded as error:
                     return error, time.perf_counter() - began
 
-            outcome = await asyncio.gather(*(one(k) for k in range(1, 41)))
+            asked = asyncio.gather(*(one(k) for k in range(1, 41)))
+            await asyncio.sleep(0)
+            assert isinstance(batcher.overload(), Overloaded)
+            outcome = await asked
+            assert batcher.overload() is None
             return outcome, time.perf_counter() - began
 
     outcome, seconds = asyncio.run(run())

@@ -50,6 +50,20 @@ def test_a_value_is_computed_once_for_its_time():
     asyncio.run(scenario())
 
 
+def test_how_many_need_no_computing_of_late():
+    async def scenario():
+        cache, compute = Cache(10**6, ttl_s=60), Counted()
+        assert cache.useful == 0
+        for _ in range(200):
+            await cache.get(key(1), compute)
+        assert cache.useful > 0.95
+        for n in range(200):
+            await cache.get(key(("new", n)), compute)
+        assert 0 < cache.useful < 0.05
+
+    asyncio.run(scenario())
+
+
 def test_memory_is_bounded_and_what_was_used_last_stays():
     async def scenario():
         cache, compute = Cache(3 * (KEY_BYTES + 100), ttl_s=60), Counted(b"x" * 100)

@@ -12,6 +12,7 @@ from shelf import TITLES, Shelf
 from starlette.testclient import TestClient
 
 from mvrec_core.attributes import Between, OneOf
+from mvrec_core.errors import Overloaded
 from mvrec_core.requests import Candidate, Event, Item, Request
 from serve.api import create_api
 from serve.limits import MAX_BODY
@@ -366,6 +367,17 @@ def test_too_many_at_a_time_are_503_at_once(client, shelf):
     assert codes == [200] * 4 + [503] * 4
     refused = next(response for response in responses if response.status_code == 503)
     assert error(refused)[1] == "overloaded" and refused.headers["retry-after"] == "1"
+
+
+def test_who_would_wait_too_long_is_refused_unread(client, shelf):
+    shelf.full = Overloaded("41 requests wait, and an answer takes 2.3 s; try again", 2.3)
+    for body in (b'{"k":1}', b"not even JSON"):
+        refused = client.post("/v1/recommend", content=body)
+        assert error(refused) == (503, "overloaded", None) and refused.headers["retry-after"] == "3"
+    assert shelf.request is None
+    assert client.post("/v1/score", json={"candidates": [{"item_id": "a"}]}).status_code == 200
+    shelf.full = None
+    assert client.post("/v1/recommend", json={"k": 1}).status_code == 200
 
 
 def test_openapi_describes_the_bodies(client):
