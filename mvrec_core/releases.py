@@ -1,7 +1,8 @@
 """Checkpoints that are copied to where services find them: a folder, or an object store.
 
 A release is <to>/<model_version>. Its manifest is written last, so a reader sees a whole one or none. Whoever reads one
-of an object store keeps it in a folder of this user, where all processes of the machine find it.
+of an object store keeps it in a folder of this user, where all processes of the machine find it, also while the store
+does not answer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def local(checkpoint: str | Path) -> Path:
     name = str(checkpoint)
     if not places.is_uri(name):
         return Path(name)
-    folder = _kept()
+    folder = kept_folder("releases")
+    if is_kept(name):
+        return _used(folder / _last_part(name))
     try:
         manifest = json.loads(places.read(places.below(name, MANIFEST)))
         version, files = str(manifest["model_version"]), [*manifest["files"]]
@@ -56,10 +59,22 @@ def local(checkpoint: str | Path) -> Path:
             raise CheckpointError(str(error).replace(str(aside), name)) from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    target.touch()
-    for old in sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+    return _used(target)
+
+
+def is_kept(name: str) -> bool:
+    """Whether the release at a URI is here, by its name, which is its version."""
+    return places.is_uri(name) and _whole(kept_folder("releases") / _last_part(name))
+
+
+def kept_folder(what: str) -> Path:
+    """Of what this machine keeps of object stores. Raises ResourceError."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mvrec" / what
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        raise ResourceError(f"cannot keep {what} on this machine: {error}; set XDG_CACHE_HOME") from None
+    return folder
 
 
 def send(directory: Path, to: str) -> str:
@@ -109,13 +124,16 @@ def _appear(aside: Path, target: Path) -> None:
             raise
 
 
-def _kept() -> Path:
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mvrec" / "releases"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        raise ResourceError(f"cannot keep releases on this machine: {error}; set XDG_CACHE_HOME") from None
-    return folder
+def _used(target: Path) -> Path:
+    target.touch()
+    for old in sorted(target.parent.glob("[!.]*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _last_part(name: str) -> str:
+    uri = places.URI.fullmatch(name)
+    return "" if uri is None else uri[2].rstrip("/").rpartition("/")[2]
 
 
 def _inside(file: str) -> bool:

@@ -19,9 +19,9 @@ from typing import Any
 from mvrec_core.addresses import nobody_listens
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
-from serve.alias import read_alias
 from serve.ingress import check_port, prepare_environment
 from serve.keys import read_keys
+from serve.last_known import last_known
 from serve.settings import serve_settings
 
 REACHABLE_WITHIN_S = 30.0
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = None
     _stop_on_signals()
     try:
-        settings = serve_settings(checkpoint or read_alias(alias).main.checkpoint, given)
+        settings = serve_settings(checkpoint or last_known(alias).main.checkpoint, given)
         if own_ray:  # elsewhere ports and environment are those of the cluster's nodes
             read_keys(settings.api_keys)  # what is wrong with them shows here, at once
             check_port(settings.host, settings.port)

@@ -83,12 +83,15 @@ class Alias(Node):
 
 
 def read_alias(file: str | Path) -> Alias:
-    """file: or a URI in an object store. Raises ConfigError, which names the file and the key."""
+    """file: or a URI in an object store. Raises ConfigError, which names the file and the key, and ResourceError where
+    the file is there, perhaps, but cannot be reached."""
     try:
         return Alias.model_validate(json.loads(places.read(str(file)).decode()))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such alias file; 'mvrec publish' writes one") from None
-    except (OSError, UnicodeDecodeError, ArrowException) as error:
+    except OSError as error:
+        raise ResourceError(f"{file}: cannot be read: {first_line(error)}") from None
+    except (UnicodeDecodeError, ArrowException) as error:
         raise ConfigError(f"{file}: cannot be read: {first_line(error)}") from None
     except ValidationError as error:  # which is a ValueError, as JSON's error is
         first = error.errors()[0]

@@ -24,7 +24,6 @@ from mvrec_core.errors import ConfigError, Overloaded, RequestError, ResourceErr
 from mvrec_core.places import is_uri
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Candidate, Item, Request, digest
-from serve.alias import read_alias
 from serve.answers import (
     as_json,
     events_values,
@@ -40,6 +39,7 @@ from serve.batching import Batcher
 from serve.cache import Cache
 from serve.items import open_items
 from serve.keys import read_keys
+from serve.last_known import last_known
 from serve.metrics import Metrics
 from serve.redis_client import RedisClient
 from serve.rules import AuditLog, rules_file
@@ -96,7 +96,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     given = BuildArgs.model_validate(args)
     if (given.checkpoint is None) == (given.alias is None):
         raise ConfigError("expected either 'checkpoint' or 'alias'")
-    checkpoint = given.checkpoint or read_alias(str(given.alias)).main.checkpoint
+    checkpoint = given.checkpoint or last_known(str(given.alias)).main.checkpoint
     settings = serve_settings(checkpoint, given.model_dump(exclude={"checkpoint", "alias"}))
     return application(str(given.checkpoint or given.alias), settings)
 
@@ -153,7 +153,7 @@ class Replica:
         self.keys: Sequence[str] = read_keys(self.settings.api_keys)
         torch.set_num_threads(self.settings.threads)  # Ray has set OMP_NUM_THREADS by its own rule
         self._follows = is_alias(served)
-        alias = open_served(served)
+        alias = open_served(served, self._follows)
         self._metrics = Metrics(_replica_name())
         self._sampled = 0.0
         self._thread = TorchThread("torch")

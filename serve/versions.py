@@ -17,13 +17,14 @@ from pyarrow.fs import FileType
 from mvrec_core import places
 from mvrec_core.errors import CheckpointError, MVRecError, RequestError, first_line
 from mvrec_core.recommender import Recommender
-from mvrec_core.releases import local
+from mvrec_core.releases import is_kept, local
 from mvrec_core.requests import Request, digest
 from mvrec_core.rules import Rules
 from serve import live_file
-from serve.alias import Alias, Release, read_alias
+from serve.alias import Alias, Release
 from serve.current import Current
 from serve.items import ItemStore
+from serve.last_known import is_known, last_known
 from serve.live_file import LiveFile
 from serve.settings import checkpoint_config
 from serve.trial import try_out
@@ -43,12 +44,13 @@ class Pending(NamedTuple):
     reason: str | None = None
 
 
-def open_served(served: str) -> LiveFile[Alias]:
-    """What an alias file says; of a checkpoint, that it alone is live. served: a path, or a URI of an object store.
+def open_served(served: str, follows: bool) -> LiveFile[Alias]:
+    """What an alias file says; of a checkpoint, that it alone is live. served: a path, or a URI of an object store, and
+    whether it is an alias.
 
     Raises ConfigError or CheckpointError.
     """
-    return LiveFile(served, read_alias if is_alias(served) else _alone, _report)
+    return LiveFile(served, last_known if follows else _alone, _report)
 
 
 def is_alias(served: str) -> bool:
@@ -56,6 +58,8 @@ def is_alias(served: str) -> bool:
     try:
         kind = places.kind(served)
     except (OSError, ArrowException) as error:
+        if isinstance(error, OSError) and (is_known(served) or is_kept(served)):
+            return is_known(served)
         raise CheckpointError(f"{served}: cannot be read: {first_line(error)}") from None
     if kind == FileType.NotFound:
         raise CheckpointError(f"{served}: no such checkpoint directory or alias file")

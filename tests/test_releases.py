@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyarrow.fs import FileSystem
+from s3_server import running
 from starlette.testclient import TestClient
 
 from mvrec_core import places
@@ -150,6 +151,23 @@ def test_an_alias_in_the_store_is_followed(bucket, plain_checkpoint, other_check
                 time.sleep(0.05)
     with pytest.raises(ConfigError, match="no such alias file"):
         read_alias(places.below(bucket, "nothing.json"))
+
+
+def test_a_replica_starts_while_the_store_is_away(s3, s3_server, plain_checkpoint, tmp_path, monkeypatch, caplog):
+    settings = ServeConfig(state_dir=str(tmp_path / "state")).model_dump()
+    with running() as address:
+        where = s3.replace(s3_server, address)
+        store, _ = FileSystem.from_uri(f"s3://shop/{where}&allow_bucket_creation=true")
+        store.create_dir("shop")
+        alias = f"s3://shop/商店.json{where}"
+        release = publish(plain_checkpoint, alias, to=f"s3://shop/发布{where}").main
+        Replica(alias, settings)
+    replica = Replica(alias, settings)
+    assert replica.model_version == release.model_version and replica._follows
+    assert "when this machine last read it" in caplog.text
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Replica(alias, settings)
 
 
 def test_a_checkpoint_of_the_store_is_served_and_asked_for_lists(bucket, plain_checkpoint, tmp_path, kept):
