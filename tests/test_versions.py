@@ -275,10 +275,10 @@ def test_twenty_swaps_under_load(address, served, plain_checkpoint, other_checkp
     }
     assert all(lists[old][user] != lists[new][user] for user in users)
     stop, failures = threading.Event(), []
+    versions: list[list[str]] = [[], [], []]  # those that answered each load, in order
 
-    def load(kind: int) -> list[str]:
-        """The versions that answered, in order."""
-        seen: list[str] = []
+    def load(kind: int) -> None:
+        seen = versions[kind]
         with httpx.Client(base_url=address, timeout=30) as client:
             while not stop.is_set():
                 user = users[len(seen) % len(users)]
@@ -291,25 +291,29 @@ def test_twenty_swaps_under_load(address, served, plain_checkpoint, other_checkp
                     response = client.post("/v1/recommend", json=body)
                 if response.status_code != 200:
                     failures.append(response.text)
-                    return seen
+                    return
                 answer = response.json()
                 seen.append(answer["model_version"])
                 if ids(answer) != lists[seen[-1]][user]:
                     failures.append(f"{user}: not the list of {seen[-1]}: {ids(answer)}")
                 time.sleep(0.01)
-        return seen
+
+    def all_answered_by(version: str) -> bool:
+        return bool(failures) or all(seen and seen[-1] == version for seen in versions)
 
     with httpx.Client(base_url=address, timeout=30) as client, ThreadPoolExecutor(3) as pool:
         loads = [pool.submit(load, kind) for kind in range(3)]
         try:
+            wait_until(lambda: all_answered_by(old))
             for swap in range(SWAPS):
                 publish(plain_checkpoint if swap % 2 else other_checkpoint, served)
                 wanted = old if swap % 2 else new
                 wait_until(lambda wanted=wanted: live(client) == {wanted: 1})
-                time.sleep(0.15)  # until every load has an answer of it
+                wait_until(lambda wanted=wanted: all_answered_by(wanted))
         finally:
             stop.set()
-        versions = [one.result(30) for one in loads]
+        for one in loads:
+            one.result(30)
     assert failures == []
     for seen in versions:
         assert sum(before != after for before, after in zip(seen, seen[1:], strict=False)) == SWAPS
