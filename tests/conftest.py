@@ -16,6 +16,8 @@ import tiny
 import torch
 from redis_server import RedisServer, needs_redis
 from s3_server import running
+from shelf import Shelf
+from starlette.testclient import TestClient
 
 from mvrec_core import checkpoint as checkpoints
 from mvrec_core import ranking, training
@@ -27,6 +29,7 @@ from mvrec_core.requests import Request
 from mvrec_core.sealed import seal
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
+from serve.api import create_api
 
 torch.set_num_threads(1)
 
@@ -63,6 +66,19 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     return f"?endpoint_override={s3_server}&scheme=http"
+
+
+# the routes in one process
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def client(shelf: Shelf) -> TestClient:
+    return TestClient(create_api(shelf, max_in_flight=4, timeout_s=0.5), raise_server_exceptions=False)
 
 
 # without Ray

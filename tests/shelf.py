@@ -121,3 +121,9 @@ class Shelf:
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         return [user for user in ("ann", "安") if user.startswith(prefix)][:limit]
+
+
+def error(response: Any) -> tuple[int, str, str | None]:
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"code", "message", "field"}
+    return response.status_code, body["error"]["code"], body["error"]["field"]

@@ -14,6 +14,7 @@ import pytest
 import tiny
 from redis_server import RedisServer, needs_redis
 from starlette.testclient import TestClient
+from waiting import wait_until
 
 from mvrec_core.config import ServeConfig
 from mvrec_core.requests import Event, Request
@@ -87,8 +88,7 @@ def test_under_too_much_load_only_who_may_be_remembered_is_read(plain_checkpoint
         replica._thread.submit(go_on.wait)
         stack.callback(go_on.set)
         asked = [pool.submit(client.post, "/v1/recommend", json={"user_id": f"u{n}", "k": 3}) for n in range(4)]
-        while len(replica._batcher._waiting) < 2:
-            time.sleep(0.01)
+        wait_until(lambda: len(replica._batcher._waiting) >= 2)
         unread = client.post("/v1/recommend", json={"user_id": "u003", "k": 3, "now": LATER})
         assert (unread.status_code, unread.json()["error"]["code"]) == (503, "overloaded")
         replica._cache.useful = 0.5

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from redis_server import RedisServer, needs_redis
+from waiting import wait_until
 
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Request
@@ -89,13 +90,6 @@ def start(checkpoint: Path, *more: str) -> Service:
     lines: Queue[str] = Queue()
     threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
     return Service(process, f"http://127.0.0.1:{port}", lines)
-
-
-def wait_until(true: Callable[[], object], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from waiting import wait_until
 
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, ConfigError
@@ -60,13 +61,6 @@ def client(file, monkeypatch) -> Iterator[TestClient]:
     monkeypatch.setattr("serve.live_file.LOOK_EVERY_S", 0.01)
     with replica(file) as started:
         yield started
-
-
-def wait_until(true: Callable[[], object], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def live(client: Any) -> dict[str, float]:
