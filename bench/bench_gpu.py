@@ -1,6 +1,6 @@
 """A BERT of the base size, fine-tuned inside a training step on a GPU: its arithmetic beside the card's.
 
-    python bench/bench_gpu.py [--texts 512] [--tokens 128]
+    python bench/bench_gpu.py [--texts 512] [--tokens 128] [--compile]
 
 The model is the whole one: made-up items whose texts have as many tokens as said, histories of 50 steps, full softmax
 over the catalogue, texts tuned in full. `bert_over_matmul` is what the encoder's products take, forward and backward
@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=512, help="read with gradient in a step")
     parser.add_argument("--tokens", type=int, default=128, help="of each text")
+    parser.add_argument("--compile", action="store_true", help="as model.text.compile")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU here: nothing to measure")
@@ -104,7 +105,7 @@ def main() -> None:
     rate = matmul_rate()
     with tempfile.TemporaryDirectory() as folder:
         write_encoder(Path(folder))
-        text = {"path": folder, "tune": "full", "max_tokens": given.tokens, "live": given.texts}
+        text = {"path": folder, "tune": "full", "max_tokens": given.tokens, "live": given.texts, "compile": given.compile}
         config = Config.model_validate(
             {
                 "name": "gpu",

@@ -70,6 +70,9 @@ def prepared(encoder: Any, config: TextEncoderConfig) -> Any:
                 parts = OrderedDict(base=dense, adapter=Bottleneck(dense.out_features, config.rank))
                 layer.output.dense = dense = nn.Sequential(parts)
             dense.adapter.requires_grad_(True)
+    if config.compile:  # layer by layer: they are alike, so what is compiled for one serves all
+        for layer in _layers(encoder):
+            layer.compile()
     return _low_rank(encoder, config) if config.tune in LOW_RANK else encoder
 
 
@@ -245,7 +248,8 @@ def _layers(encoder: Any) -> Any:
     layers = getattr(getattr(encoder, "encoder", None), "layer", None)
     if layers is None:
         raise ConfigError(
-            f"model.text.tune: last_n and adapter expect a model of BERT's layers, found {type(encoder).__name__}"
+            "model.text.tune: last_n and adapter, and model.text.compile, expect a model of BERT's layers, "
+            f"found {type(encoder).__name__}"
         )
     return layers
 

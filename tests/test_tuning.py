@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -185,19 +186,39 @@ def test_a_directory_that_holds_no_model(tmp_path):
         encoder(tmp_path)
 
 
+@pytest.mark.parametrize("tune", ["full", "lora", "adapter"])
+def test_compiled_layers_learn_the_same(tiny_encoder, tmp_path, monkeypatch, tune):
+    traced = []
+
+    def backend(graph, inputs):  # takes what is to be compiled as it is: a compiler need not be here
+        traced.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    expected = learn(encoder(tiny_encoder, tune=tune), steps=2)
+    assert not traced
+    text = learn(encoder(tiny_encoder, tune=tune, compile=True), steps=2)
+    assert 0 < len(traced) < 2 * LAYERS * 3  # of a layer as it learns and as it is read, not of each layer and shape
+    torch.testing.assert_close(text.cache, expected.cache, atol=1e-5, rtol=1e-5)
+    text.save(tmp_path / "saved")
+    torch.testing.assert_close(encoder(tmp_path / "saved").cache, expected.cache, atol=1e-5, rtol=1e-5)
+
+
 def test_more_layers_than_there_are(tiny_encoder):
     with pytest.raises(ConfigError, match="at most the encoder's 2 layers, found 3"):
         encoder(tiny_encoder, tune="last_n", last_n=3)
 
 
-@pytest.mark.parametrize("tune", ["last_n", "lora", "adalora", "adapter"])
-def test_a_model_of_other_layers(tiny_encoder, tmp_path, tune):
+@pytest.mark.parametrize(
+    "settings", [*({"tune": tune} for tune in ("last_n", "lora", "adalora", "adapter")), {"compile": True}]
+)
+def test_a_model_of_other_layers(tiny_encoder, tmp_path, settings):
     from transformers import DistilBertConfig, DistilBertModel
 
     directory = shutil.copytree(tiny_encoder, tmp_path / "distil")
     DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(directory)
     with pytest.raises(ConfigError, match="^model.text.tune: .*DistilBertModel"):
-        encoder(directory, tune=tune)
+        encoder(directory, **settings)
 
 
 def test_an_adapter_of_everything_is_refused():
