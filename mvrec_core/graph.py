@@ -64,7 +64,8 @@ def alike(
     text_HM = F.normalize(text_MH.float(), dim=-1).T
     parts = []
     for start in range(0, len(wanted_nH), CHUNK):
-        near_CM = F.normalize(wanted_nH[start : start + CHUNK].float(), dim=-1) @ text_HM
+        with torch.autocast(text_HM.device.type, enabled=False):  # SHARPNESS lifts what bf16 would round
+            near_CM = F.normalize(wanted_nH[start : start + CHUNK].float(), dim=-1) @ text_HM
         if wanted_n is not None:
             itself_CM = wanted_n[start : start + CHUNK, None] == row_M
             near_CM = near_CM.masked_fill(itself_CM, -torch.inf)

@@ -69,7 +69,8 @@ class TextEncoder(nn.Module):
         return F.embedding(row, table), row < len(self.cache) - 1
 
     def _standard(self, vectors: Tensor) -> Tensor:
-        return ((vectors.float() - self.centre) @ self.whiten).float()  # autocast makes bf16 of a product
+        with torch.autocast(vectors.device.type, enabled=False):  # whitening lifts what bf16 would round
+            return (vectors.float() - self.centre) @ self.whiten
 
     def choose_live(self, item: Tensor, generator: torch.Generator) -> Tensor:
         """At most config.live distinct texts of these items, drawn without replacement; one even where there is none,
