@@ -105,7 +105,13 @@ def main() -> None:
     rate = matmul_rate()
     with tempfile.TemporaryDirectory() as folder:
         write_encoder(Path(folder))
-        text = {"path": folder, "tune": "full", "max_tokens": given.tokens, "live": given.texts, "compile": given.compile}
+        text = {
+            "path": folder,
+            "tune": "full",
+            "max_tokens": given.tokens,
+            "live": given.texts,
+            "compile": given.compile,
+        }
         config = Config.model_validate(
             {
                 "name": "gpu",

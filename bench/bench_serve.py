@@ -60,7 +60,7 @@ PARTS = ("throughput", "cached", "latency", "answers", "cache", "swap", "kill", 
 CLIENTS = 2 * BATCH  # two batches: one is answered while the next one fills
 ROUNDS, ROUND_S = 3, 5.0
 SWAPS = 20
-FILL_S, SOAK_S = 120.0, 180.0
+FILL_S, SOAK_S = 240.0, 180.0
 NOW = 1_700_000_000  # a time that no history has reached
 
 Values = dict[str, float]

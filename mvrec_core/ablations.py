@@ -56,7 +56,7 @@ def views_removed(recommender: Recommender, stage: str, most: int = USERS) -> di
     config = recommender.config
 
     def sums(hidden: set[str]) -> RankingSums:
-        return RankingSums.from_ranks(recommender.rank_stage(stage, hidden, most=most)[1])
+        return RankingSums.from_ranks(recommender.stored.ranks(stage, hidden, most=most)[1])
 
     def measured(hidden: set[str]) -> dict[str, float]:
         return sums(hidden).means()
@@ -74,7 +74,7 @@ def view_conflict(recommender: Recommender, stage: str, depth: int = DEPTH, most
     config = recommender.config
     names = list(config.views_at("item"))
     depth = min(depth, recommender.n_items)
-    lists = {name: recommender.best_rows(stage, depth, set(config.views) - {name}, most) for name in names}
+    lists = {name: recommender.stored.best_rows(stage, depth, set(config.views) - {name}, most) for name in names}
     user = next(iter(lists.values()))[0].user
     if len(names) < 2:
         return ViewConflict(user, np.empty(0), {})

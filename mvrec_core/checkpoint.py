@@ -111,7 +111,9 @@ def save(
     config = model.config
     if model.text is not None:
         model.text.save(aside / "text_encoder")
-        text = config.model.text.model_copy(update={"path": "text_encoder", "tune": "frozen", "save": "whole", "compile": False})
+        text = config.model.text.model_copy(
+            update={"path": "text_encoder", "tune": "frozen", "save": "whole", "compile": False}
+        )
         config = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
     without = {"serve": {"api_keys"}}  # a path, unless somebody has mistaken it for the key
     (aside / "config.json").write_text(config.model_dump_json(indent=1, exclude=without), encoding="utf-8")

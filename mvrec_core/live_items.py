@@ -14,9 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mvrec_core.answers import Recommended
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import OF_EVENTS, Config
+from mvrec_core.errors import RequestError
+from mvrec_core.index import NOTHING
 from mvrec_core.model import ItemViews, MVRec, item_features
 from mvrec_core.requests import Item, read_features
 
@@ -45,6 +48,27 @@ class Items:
     def __len__(self) -> int:
         """Items that may come: those that were not removed."""
         return len(self.catalog) - int(self.gone.sum())
+
+    def masks(self) -> list[Tensor]:
+        """Of a Filter: bool [N], what was not removed, where something was."""
+        return [~self.gone] if bool(self.gone.any()) else []
+
+    def check_k(self, k: int) -> None:
+        """Raises RequestError for a list of fewer than one or more than all."""
+        if not 1 <= k <= len(self):
+            raise RequestError(f"k: expected 1 to {len(self)}, the size of the catalogue, found {k}", "k")
+
+    def display(self, row: int) -> str | None:
+        return self.catalog.display[row - FIRST] if row >= FIRST else None
+
+    def recommended(self, rows: Sequence[int], scores: Sequence[float]) -> list[Recommended]:
+        """A list of catalogue rows, best first, up to the first NOTHING."""
+        out = []
+        for place, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
+            if row == NOTHING:
+                break
+            out.append(Recommended(self.catalog.ids.value(row), score, place, self.display(row)))
+        return out
 
     def without(self, item_ids: Collection[str]) -> Items:
         """These without some; ids that are not here are passed over."""

@@ -1,17 +1,16 @@
-"""The one inference path: evaluation, batch lists and serving all ask a Recommender."""
+"""The one inference path: serving asks a Recommender, evaluation and batch lists ask what it makes of stored users."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from cachetools import TTLCache
@@ -25,13 +24,11 @@ from mvrec_core.diversity import pick
 from mvrec_core.errors import ConfigError, RequestError
 from mvrec_core.explanations import Explainer, ViewUse, user_weights, view_use
 from mvrec_core.features import MISSING_TIME
-from mvrec_core.index import NOTHING, TopK, best, top_k
+from mvrec_core.index import NOTHING, best, top_k
 from mvrec_core.live_items import Items, encode
-from mvrec_core.masking import hide_histories, hide_items
-from mvrec_core.metrics import Ranks
 from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
-from mvrec_core.ranking import Users, rank_scores
+from mvrec_core.ranking import Users
 from mvrec_core.requests import (
     MICROSECONDS,
     Candidate,
@@ -45,13 +42,13 @@ from mvrec_core.requests import (
     read_features,
 )
 from mvrec_core.rules import Rules
-from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples, stage_examples
+from mvrec_core.sequences import TRAIN, Examples, Histories, live_examples
+from mvrec_core.stored_users import StoredUsers
 
 REMEMBERED_USERS = 10_000  # whose vectors are kept, so that another k or filter does not encode the history again
 REMEMBERED_S = 600.0
 MOST_WITHHELD = 20  # items that an answer names
 LEAST_POOL = 200  # candidates of a list that is to be diverse or capped
-ANY = Request()
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Recommender:
         self._items, self._views, self._popularity = items.vectors, items.views, items.share
         self._explainer = Explainer(self._model, items.catalog, items.views, items.weights, items.vectors)
         self._attributes = Attributes.of(self.config, items.catalog.table)
-        self._masks = [~items.gone] if bool(items.gone.any()) else []
+        self._masks = items.masks()
         self.n_items = len(items)  # that may come, unless a rule withholds them
         self._why = self._reasons(self._rules)
         self._blocked = torch.from_numpy(np.array(sorted(self._why), np.int64)).to(self._device)
@@ -216,7 +213,7 @@ class Recommender:
         wanted = eligible([self._filter(np.array([index]), True, request)], len(self._items), self._device)
         allowed = wanted.index_fill(1, self._blocked, False)
         vector = F.normalize(self._items[[index]], dim=-1)  # that of a new item is shorter
-        return self._list(*self._lists([request], Users.plain(vector), self._items, allowed)[0])
+        return self._all.recommended(*self._lists([request], Users.plain(vector), self._items, allowed)[0])
 
     def excludes_seen(self, request: Request) -> bool:
         return self.config.evaluate.exclude_seen if request.exclude_seen is None else request.exclude_seen
@@ -253,7 +250,7 @@ class Recommender:
         newest = [*stored, *later][::-1][:limit]
         index = self._data.catalog.ids.index([item for item, _, _ in newest])
         return [
-            {"item_id": item, "display": self._display(place), "timestamp": seconds, "live": is_live}
+            {"item_id": item, "display": self._all.display(place), "timestamp": seconds, "live": is_live}
             for (item, seconds, is_live), place in zip(newest, index.tolist(), strict=True)
         ]
 
@@ -279,51 +276,12 @@ class Recommender:
                     break
         return found
 
-    # evaluation and batch lists
+    # of all users and items
 
-    @torch.no_grad()
-    def rank_stage(
-        self, stage: str, hidden: Collection[str] = (), timed: bool = True, most: int | None = None
-    ) -> tuple[Examples, Ranks]:
-        """The users that have a target in "valid" or "test", and where it stands among the whole catalogue when the
-        hidden views are not there; with `timed` False, when the model is not told at what time the target happened.
-
-        most: users; of more than that so many, evenly from all
-        """
-        examples = self._stage(stage, most)
-        exclude_seen = self.config.evaluate.exclude_seen
-        ranked = [
-            rank_scores(users.scores(self._model, items), self._histories, part, exclude_seen)
-            for part, users, items in self._encoded(examples, hidden, timed)
-        ]
-        return examples, Ranks.concatenate(ranked)
-
-    def best_rows(
-        self, stage: str, k: int, hidden: Collection[str] = (), most: int | None = None
-    ) -> tuple[Examples, torch.Tensor]:
-        """The same users and their k best catalogue rows, int64 [B, k], NOTHING where fewer may come."""
-        examples = self._stage(stage, most)
-        best = [
-            self._top_k(users, items, k, eligible(self._seen_before(part), len(items), self._device)).index
-            for part, users, items in self._encoded(examples, hidden)
-        ]
-        return examples, torch.cat([torch.empty(0, k, dtype=torch.int64, device=self._device), *best])
-
-    def view_weights(self, stage: str) -> tuple[Examples, list[dict[str, float]]]:
-        """The same users and the mean view weights of their steps, {} where there are none."""
-        examples = stage_examples(self._histories, stage, self._max_len)
-        size = self.config.evaluate.batch_size
-        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
-        return examples, [w for p in parts for w in user_weights(self._model, self._histories, p, self._views)]
-
-    @torch.no_grad()
-    def score_stage(self, stage: str, batch_size: int) -> Iterator[tuple[Examples, torch.Tensor]]:
-        """The same users a batch at a time, and their scores of all rows of the catalogue, float32 [B, N]."""
-        examples = stage_examples(self._histories, stage, self._max_len)
-        for start in range(0, len(examples), batch_size):
-            part = examples[start : start + batch_size]
-            users = ranking.encode(self._model, self._histories, part, self._views, self._items)
-            yield part, users.scores(self._model, self._items)
+    @property
+    def stored(self) -> StoredUsers:
+        """What it makes of the users that its checkpoint holds."""
+        return StoredUsers(self.config, self._model, self._histories, self._all)
 
     @torch.no_grad()
     def item_texts(self) -> torch.Tensor | None:
@@ -343,83 +301,18 @@ class Recommender:
         """The catalogue's ids in index order."""
         return self._data.catalog.table["item_id"].to_pylist()
 
-    def lists(self, stage: str, k: int, users: slice = slice(None), now: int | None = None) -> pa.Table:
-        """user_id, rank (from 1), item_id, score for stored users: "test" from what came before the test event, the
-        lists that the metrics are computed from; "live" from all history. Raises RequestError for a bad k.
-
-        now: of "live", when they will be read, in microseconds; None: it is not known
-        users: which of them; where it begins at a multiple of evaluate.batch_size the lists are the same to the bit
-        """
-        self._check_k(k)
-        histories = self._histories
-        if stage == "live" and now is not None:
-            histories = replace(histories, now=np.full_like(histories.now, now))
-        examples = (
-            live_examples(histories, self._max_len)
-            if stage == "live"
-            else stage_examples(histories, stage, self._max_len)
-        )
-        columns: dict[str, list[Any]] = {"user_id": [], "rank": [], "item_id": [], "score": []}
-        for part, encoded, _ in self._encoded(examples[users], histories=histories):
-            for user, (index, score) in zip(
-                part.user.tolist(), self._best(encoded, self._seen_before(part), k), strict=True
-            ):
-                user_id = self._histories.user_ids[user].as_py()
-                for recommended in self._list(index, score):
-                    columns["user_id"].append(user_id)
-                    columns["rank"].append(recommended.rank)
-                    columns["item_id"].append(recommended.item_id)
-                    columns["score"].append(recommended.score)
-        kinds = {"user_id": pa.string(), "rank": pa.int32(), "item_id": pa.string(), "score": pa.float32()}
-        return pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
-
     @property
     def histories(self) -> Histories:
         return self._histories
 
     # inside
 
-    @torch.no_grad()
-    def _encoded(
-        self,
-        examples: Examples,
-        hidden: Collection[str] = (),
-        timed: bool = True,
-        histories: Histories | None = None,
-    ) -> Iterator[tuple[Examples, Users, torch.Tensor]]:
-        """Some examples at a time, of the stored histories or others, their users and the catalogue's vectors [N, D],
-        without the hidden views."""
-        views, items, histories = self._views, self._items, histories or self._histories
-        if hidden:
-            views = hide_items(views, self.config, hidden)
-            items, histories = self._model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
-        for start in range(0, len(examples), self.config.evaluate.batch_size):
-            part = examples[start : start + self.config.evaluate.batch_size]
-            yield part, ranking.encode(self._model, histories, part, views, items, timed), items
-
-    def _stage(self, stage: str, most: int | None) -> Examples:
-        examples = stage_examples(self._histories, stage, self._max_len)
-        if most is None or len(examples) <= most:
-            return examples
-        return examples[np.linspace(0, len(examples) - 1, most).astype(np.int64)]
-
-    def _seen_before(self, examples: Examples) -> list[Filter]:
-        """What each example's list leaves out: by configuration, the items of its history."""
-        return [
-            self._filter(self._histories.item[self._histories.events_of(u, s)], self.config.evaluate.exclude_seen)
-            for u, s in zip(examples.user, examples.stop, strict=True)
-        ]
-
     @property
     def _max_len(self) -> int:
         return self.config.model.max_len
 
-    def _check_k(self, k: int) -> None:
-        if not 1 <= k <= self.n_items:
-            raise RequestError(f"k: expected 1 to {self.n_items}, the size of the catalogue, found {k}", "k")
-
     def _check_list(self, request: Request) -> None:
-        self._check_k(request.k)
+        self._all.check_k(request.k)
         self._attributes.check(request.where, request.caps)
 
     def _refuse(self, request: Request) -> RequestError | None:
@@ -444,7 +337,7 @@ class Recommender:
         wanted = eligible(filters, len(self._items), self._device)
         mask = wanted.index_fill(1, self._blocked, False) if len(self._blocked) else wanted
         rungs = [self._rung(user) for user in users]
-        lists = [self._list(*chosen) for chosen in self._ranked(requests, rungs, encoded, mask)]
+        lists = [self._all.recommended(*chosen) for chosen in self._ranked(requests, rungs, encoded, mask)]
         answers = [Answer(rung, items, user.unknown) for rung, items, user in zip(rungs, lists, users, strict=True)]
         if len(self._blocked):
             held = self._withheld(answers, requests, encoded, wanted)
@@ -599,7 +492,7 @@ class Recommender:
     def _present(values: np.ndarray) -> np.ndarray:
         return ~np.isnan(values) if values.dtype.kind == "f" else values != 0
 
-    def _filter(self, seen: np.ndarray, exclude_seen: bool, request: Request = ANY) -> Filter:
+    def _filter(self, seen: np.ndarray, exclude_seen: bool, request: Request) -> Filter:
         return Filter(
             seen[seen >= FIRST] if exclude_seen else (),
             None if request.allow is None else self._known(request.allow),
@@ -610,26 +503,6 @@ class Recommender:
     def _known(self, ids: frozenset[str]) -> np.ndarray:
         index = self._data.catalog.ids.index(list(ids))
         return index[index >= FIRST]
-
-    @torch.no_grad()
-    def _best(self, users: Users, filters: Sequence[Filter], k: int) -> list[tuple[list[int], list[float]]]:
-        found = self._top_k(users, self._items, k, eligible(filters, len(self._items), self._device))
-        return list(zip(found.index.tolist(), found.score.tolist(), strict=True))
-
-    def _top_k(self, users: Users, items_ND: torch.Tensor, k: int, mask_BN: torch.Tensor) -> TopK:
-        scale, bias = 1 / self._model.tau, self._model.bias
-        return top_k(users.vector, items_ND, k, mask_BN, scale, bias, users.row, users.lift)
-
-    def _list(self, index: Sequence[int], score: Sequence[float]) -> list[Recommended]:
-        ids, out = self._data.catalog.ids, []
-        for place, (row, value) in enumerate(zip(index, score, strict=True)):
-            if row == NOTHING:
-                break
-            out.append(Recommended(ids.value(row), value, place + 1, self._display(row)))
-        return out
-
-    def _display(self, row: int) -> str | None:
-        return self._data.catalog.display[row - FIRST] if row >= FIRST else None
 
     def _users(self, requests: Sequence[Request]) -> tuple[Histories, list[_User]]:
         """The requests' users as histories of their own: the stored events, then the request's."""

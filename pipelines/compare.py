@@ -34,7 +34,7 @@ def differences(
     values = []
     targets = []
     for recommender in (first, second):
-        examples, ranked = recommender.rank_stage("test")
+        examples, ranked = recommender.stored.ranks("test")
         users = recommender.histories.user_ids.take(examples.user).to_pylist()
         items = recommender.histories.item[recommender.histories.offsets[examples.user] + examples.stop]
         names = [recommender.item_ids[item - FIRST] if item >= FIRST else None for item in items]

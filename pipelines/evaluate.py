@@ -153,7 +153,9 @@ def _report(
         f"bins_top{CALIBRATED}": [list(each) for each in found.top_pairs.bins()],
     }
     if any(view.kind == "time" for view in recommender.config.views.values()):
-        report["test_at_unknown_time"] = RankingSums.from_ranks(recommender.rank_stage("test", timed=False)[1]).means()
+        report["test_at_unknown_time"] = RankingSums.from_ranks(
+            recommender.stored.ranks("test", timed=False)[1]
+        ).means()
     with clock("ablations"):
         report |= views_removed(recommender, "test")
         report["view_conflict"] = view_conflict(recommender, "test").summary()
@@ -193,7 +195,7 @@ def _rank(
 ) -> None:
     """Every model's ranks of the stage's targets, from the history before each, a batch of users at a time."""
     histories, n = recommender.histories, recommender.n_items
-    batches = recommender.score_stage(stage, settings.batch_size)
+    batches = recommender.stored.scores(stage, settings.batch_size)
     while True:
         with clock(OURS):
             part, ours_BN = next(batches, (None, None))

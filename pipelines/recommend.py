@@ -129,7 +129,7 @@ class Lister:
 
     def write(self, number: int) -> int:
         users = slice(number * self.lists.block, (number + 1) * self.lists.block)
-        lists = self.recommender.lists(self.lists.stage, self.lists.k, users, self.lists.now)
+        lists = self.recommender.stored.lists(self.lists.stage, self.lists.k, users, self.lists.now)
         write_parquet(self.lists.path(number), lists)
         return number
 

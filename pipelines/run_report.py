@@ -34,7 +34,7 @@ VIEW_COLOURS = [name for name in COLOURS if name.startswith("view-")]
 def write(run_dir: Path, recommender: Recommender, report: Mapping[str, Any]) -> None:
     """Writes report.html beside metrics.json. `report` is what evaluate gives."""
     curves = read_curves(run_dir / "curves.jsonl")
-    weights = recommender.view_weights("test")
+    weights = recommender.stored.view_weights("test")
     files.write_text(
         run_dir / "report.html", html(recommender.config.name, report, curves, *weights, samples(recommender))
     )

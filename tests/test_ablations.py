@@ -60,14 +60,14 @@ def test_metrics_of_each_view_removed_and_alone(plain_recommender):
     assert list(found["view_alone"]) == ITEM_VIEWS
     for metrics in (*found["view_removed"].values(), *found["view_alone"].values()):
         assert list(metrics) == list(NAMES)
-    whole = RankingSums.from_ranks(plain_recommender.rank_stage("valid")[1]).means()
+    whole = RankingSums.from_ranks(plain_recommender.stored.ranks("valid")[1]).means()
     assert found["view_removed"]["id"] != whole and found["view_all"] == {"users": tiny.USERS, **whole}
     assert len({m["AUC"] for m in found["view_alone"].values()}) == len(ITEM_VIEWS)
 
 
 def test_of_many_users_some_evenly_from_all_are_asked(plain_recommender):
     found = views_removed(plain_recommender, "test", most=20)
-    examples, ranked = plain_recommender.rank_stage("test")
+    examples, ranked = plain_recommender.stored.ranks("test")
     chosen = [round(place) for place in np.linspace(0, len(examples) - 1, 20) // 1]
     assert found["view_all"] == {"users": 20, **RankingSums.from_ranks(ranked[np.array(chosen)]).means()}
     conflict = view_conflict(plain_recommender, "test", most=20)
@@ -75,7 +75,7 @@ def test_of_many_users_some_evenly_from_all_are_asked(plain_recommender):
 
 
 def test_with_every_view_hidden_items_are_tied(plain_recommender):
-    ranked = plain_recommender.rank_stage("test", ITEM_VIEWS)[1]
+    ranked = plain_recommender.stored.ranks("test", ITEM_VIEWS)[1]
     assert (ranked.tied == ranked.others).all()
     assert RankingSums.from_ranks(ranked).means()["AUC"] == pytest.approx(0.5)
 
@@ -92,7 +92,7 @@ def test_conflict_is_of_every_user_of_the_stage(plain_recommender):
 
 
 def test_the_lists_of_a_view_alone_leave_out_what_was_seen(plain_recommender):
-    examples, rows = plain_recommender.best_rows("test", tiny.ITEMS, {"text", "genres", "year"})
+    examples, rows = plain_recommender.stored.best_rows("test", tiny.ITEMS, {"text", "genres", "year"})
     histories = plain_recommender.histories
     for user, stop, best in zip(examples.user, examples.stop, rows.tolist(), strict=True):
         seen = set(histories.item[histories.events_of(user, stop)].tolist())

@@ -44,10 +44,10 @@ def test_a_constant_has_two_bins_and_few_values_no_index():
 
 def test_the_reference_is_what_the_recommender_gives_on_validation_users(plain_recommender, plain_data, plain_config):
     found = reference(plain_recommender._model, plain_data.shards(plain_config), plain_config)
-    examples, rows = plain_recommender.best_rows("valid", 1)
+    examples, rows = plain_recommender.stored.best_rows("valid", 1)
     assert found.users == len(examples)
     assert set(found.scores) == {"score", "score_at_now"}
-    weights = plain_recommender.view_weights("valid")[1]
+    weights = plain_recommender.stored.view_weights("valid")[1]
     assert set(found.weights) == set(weights[0])
     assert found.weights["text"] == Bins.of([one["text"] for one in weights if one])
 

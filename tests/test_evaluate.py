@@ -86,7 +86,7 @@ def test_every_baseline_has_its_row(plain_checkpoint, tmp_path):
 def test_our_metrics_are_those_of_training(plain_checkpoint, report):
     recommender = Recommender.load(plain_checkpoint)
     for stage in ("valid", "test"):
-        _, ranked = recommender.rank_stage(stage)
+        _, ranked = recommender.stored.ranks(stage)
         assert list(report[stage].values()) == pytest.approx(per_user(ranked).mean(0).tolist(), abs=1e-9)
 
 
@@ -162,7 +162,7 @@ def test_the_hybrid_needs_no_row_of_its_cf_model(plain_checkpoint, report):
 
 def test_beyond_accuracy_is_that_of_the_lists(plain_recommender, report):
     histories = plain_recommender.histories
-    lists = plain_recommender.lists("test", 10).to_pydict()["item_id"]
+    lists = plain_recommender.stored.lists("test", 10).to_pydict()["item_id"]
     found = report["beyond"]["test"]
     assert found["coverage@10"] == pytest.approx(len(set(lists)) / tiny.ITEMS)
     train = histories.item[histories.split == TRAIN]
@@ -187,7 +187,7 @@ def test_popularity_covers_less(report):
 def test_calibration_is_of_all_candidates_of_all_test_users(plain_recommender, report):
     calibration = report["calibration"]
     histories, seen = plain_recommender.histories, 0
-    examples, _ = plain_recommender.rank_stage("test")
+    examples, _ = plain_recommender.stored.ranks("test")
     for user, stop in zip(examples.user, examples.stop, strict=True):
         seen += len(np.unique(histories.item[histories.events_of(user, stop)]))
     assert sum(n for _, _, n in calibration["bins"]) == tiny.USERS * tiny.ITEMS - seen
@@ -245,7 +245,7 @@ def test_a_trained_model_beats_an_untrained_one(plain_checkpoint, plain_config, 
     other = saved(tmp_path / "other", plain_config, plain_data, seed=1, epochs=0)
     found = compare(plain_checkpoint, other, quiet)
     assert list(found) == list(NAMES)
-    ours, theirs = (Recommender.load(d).rank_stage("test")[1] for d in (plain_checkpoint, other))
+    ours, theirs = (Recommender.load(d).stored.ranks("test")[1] for d in (plain_checkpoint, other))
     mean = (per_user(ours) - per_user(theirs)).mean(0)
     assert [d.difference for d in found.values()] == pytest.approx(mean.tolist())
     assert found["AUC"].low > 0 and found["AUC"].p < 0.01
@@ -323,8 +323,8 @@ def test_the_time_of_the_target_can_be_kept_from_the_model(
 ):
     unknown = report["test_at_unknown_time"]
     assert set(unknown) == set(report["test"]) and unknown["AUC"] != report["test"]["AUC"]
-    asked = plain_recommender.rank_stage("test")[1]
-    told, untold = (plain_recommender.rank_stage("test", timed=timed)[1] for timed in (True, False))
+    asked = plain_recommender.stored.ranks("test")[1]
+    told, untold = (plain_recommender.stored.ranks("test", timed=timed)[1] for timed in (True, False))
     assert told.above.tolist() == asked.above.tolist() != untold.above.tolist()
     config = plain_config.model_copy(update={"views": {n: v for n, v in plain_config.views.items() if n != "time"}})
     model = checkpoint.new_model(config, plain_data, plain_data.shards(config))

@@ -44,7 +44,7 @@ def left(out):
 @pytest.mark.parametrize("stage", ["test", "live"])
 def test_one_block_needs_no_ray(plain_checkpoint, plain_recommender, out, stage):
     rows = recommend(plain_checkpoint, stage, K, out, quiet)
-    assert pq.read_table(out).equals(plain_recommender.lists(stage, K))
+    assert pq.read_table(out).equals(plain_recommender.stored.lists(stage, K))
     assert rows == K * (tiny.USERS if stage == "test" else tiny.USERS + len(tiny.SHORT) + 2)
     assert left(out) == [out.name]
 
@@ -53,7 +53,7 @@ def test_live_lists_are_as_of_when_they_will_be_read(plain_checkpoint, plain_rec
     now = 1_700_000_000
     recommend(plain_checkpoint, "live", K, out, quiet, now=now * 1_000_000)
     found = pq.read_table(out)
-    assert found != plain_recommender.lists("live", K)
+    assert found != plain_recommender.stored.lists("live", K)
     users = found["user_id"].unique().to_pylist()[:9]
     answers = plain_recommender.recommend([Request(user, k=K, now=float(now)) for user in users])
     assert found["item_id"].to_pylist()[: 9 * K] == [item.item_id for answer in answers for item in answer.items]
@@ -63,7 +63,7 @@ def test_live_lists_are_as_of_when_they_will_be_read(plain_checkpoint, plain_rec
 def test_blocks_on_actors_give_the_same_lists(ray_local, plain_checkpoint, plain_recommender, out):
     lines = []
     recommend(plain_checkpoint, "test", K, out, lines.append, users=32)
-    assert pq.read_table(out).equals(plain_recommender.lists("test", K))
+    assert pq.read_table(out).equals(plain_recommender.stored.lists("test", K))
     assert lines[-2] == "recommend: 4/4 blocks of 32 users" and left(out) == [out.name]
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_goes_on(ray_local, plain_checkpoint, plain_recom
     recommend(plain_checkpoint, "live", K, out, lines.append, users=32)
     assert there >= 1 and lines[0].startswith(f"recommend: going on from {there} blocks")
     assert len(lines) == 1 + (4 - there) + 1
-    assert pq.read_table(out).equals(plain_recommender.lists("live", K))
+    assert pq.read_table(out).equals(plain_recommender.stored.lists("live", K))
 
 
 @pytest.mark.ray
@@ -88,7 +88,7 @@ def test_what_goes_on_is_as_of_when_it_began(ray_local, plain_checkpoint, plain_
     began = json.loads(out.with_name(f"{out.name}.parts").joinpath("of.json").read_text())["began"]
     assert before <= began <= time.time_ns() // 1000
     recommend(plain_checkpoint, "live", K, out, quiet, users=32, now="clock")
-    assert pq.read_table(out).equals(plain_recommender.lists("live", K, now=began))
+    assert pq.read_table(out).equals(plain_recommender.stored.lists("live", K, now=began))
 
 
 def test_parts_of_other_lists_are_not_gone_on_with(plain_checkpoint, plain_recommender, out):
@@ -97,7 +97,7 @@ def test_parts_of_other_lists_are_not_gone_on_with(plain_checkpoint, plain_recom
     lines = []
     recommend(plain_checkpoint, "live", K - 1, out, lines.append)
     assert not any("going on" in line for line in lines)
-    assert pq.read_table(out).equals(plain_recommender.lists("live", K - 1))
+    assert pq.read_table(out).equals(plain_recommender.stored.lists("live", K - 1))
 
 
 def test_a_bad_k_is_one_error_and_leaves_nothing(plain_checkpoint, out):

@@ -168,7 +168,7 @@ def test_weights_are_means_over_users_of_a_like_length():
 
 
 def test_the_weights_of_a_stage_are_those_of_its_users(plain_recommender):
-    examples, weights = plain_recommender.view_weights("test")
+    examples, weights = plain_recommender.stored.view_weights("test")
     assert len(examples) == len(weights) == tiny.USERS
     assert all(sum(each.values()) == pytest.approx(1, abs=1e-5) for each in weights)
     assert len({round(each["id"], 6) for each in weights}) > 20
