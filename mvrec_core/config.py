@@ -205,7 +205,7 @@ class TextEncoderConfig(Node):
     ridge: float = Field(0.1, gt=0)  # of the mean variance, added to each direction's before whitening
     live: int = Field(128, ge=1)  # distinct texts of a step read with gradient; the others come from the cache
     refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
-    compile: bool = False  # its layers, by torch.compile while it trains: pays on a GPU with a large encoder
+    compile: bool = False  # its layers, by torch.compile: pays on a GPU with a large encoder that is tuned
 
     @model_validator(mode="after")
     def _an_adapter_is_less_than_all(self) -> TextEncoderConfig:

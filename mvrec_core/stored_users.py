@@ -68,16 +68,14 @@ class StoredUsers:
     def view_weights(self, stage: str) -> tuple[Examples, list[dict[str, float]]]:
         """The same users and the mean view weights of their steps, {} where there are none."""
         examples = stage_examples(self.histories, stage, self.config.model.max_len)
-        size = self.config.evaluate.batch_size
-        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+        parts = _parts(examples, self.config.evaluate.batch_size)
         return examples, [w for p in parts for w in user_weights(self.model, self.histories, p, self.items.views)]
 
     @torch.no_grad()
     def scores(self, stage: str, batch_size: int) -> Iterator[tuple[Examples, torch.Tensor]]:
         """The same users a batch at a time, and their scores of all rows of the catalogue, float32 [B, N]."""
         examples = stage_examples(self.histories, stage, self.config.model.max_len)
-        for start in range(0, len(examples), batch_size):
-            part = examples[start : start + batch_size]
+        for part in _parts(examples, batch_size):
             users = ranking.encode(self.model, self.histories, part, self.items.views, self.items.vectors)
             yield part, users.scores(self.model, self.items.vectors)
 
@@ -125,8 +123,7 @@ class StoredUsers:
         if hidden:
             views = hide_items(views, self.config, hidden)
             items, histories = self.model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
-        for start in range(0, len(examples), self.config.evaluate.batch_size):
-            part = examples[start : start + self.config.evaluate.batch_size]
+        for part in _parts(examples, self.config.evaluate.batch_size):
             yield part, ranking.encode(self.model, histories, part, views, items, timed), items
 
     def _stage(self, stage: str, most: int | None) -> Examples:
@@ -150,3 +147,7 @@ class StoredUsers:
     @property
     def _device(self) -> torch.device:
         return self.items.vectors.device
+
+
+def _parts(examples: Examples, size: int) -> Iterator[Examples]:
+    return (examples[start : start + size] for start in range(0, len(examples), size))

@@ -21,6 +21,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,10 @@ def prepared(encoder: Any, config: TextEncoderConfig) -> Any:
                 layer.output.dense = dense = nn.Sequential(parts)
             dense.adapter.requires_grad_(True)
     if config.compile:  # layer by layer: they are alike, so what is compiled for one serves all
+        if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+            raise ConfigError(
+                "model.text.compile: expected a C compiler on this machine (CC, cc, gcc, clang), found none"
+            )
         for layer in _layers(encoder):
             layer.compile()
     return _low_rank(encoder, config) if config.tune in LOW_RANK else encoder

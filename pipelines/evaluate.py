@@ -153,9 +153,8 @@ def _report(
         f"bins_top{CALIBRATED}": [list(each) for each in found.top_pairs.bins()],
     }
     if any(view.kind == "time" for view in recommender.config.views.values()):
-        report["test_at_unknown_time"] = RankingSums.from_ranks(
-            recommender.stored.ranks("test", timed=False)[1]
-        ).means()
+        _, untold = recommender.stored.ranks("test", timed=False)
+        report["test_at_unknown_time"] = RankingSums.from_ranks(untold).means()
     with clock("ablations"):
         report |= views_removed(recommender, "test")
         report["view_conflict"] = view_conflict(recommender, "test").summary()

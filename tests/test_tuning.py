@@ -195,6 +195,7 @@ def test_compiled_layers_learn_the_same(tiny_encoder, tmp_path, monkeypatch, tun
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     expected = learn(encoder(tiny_encoder, tune=tune), steps=2)
     assert not traced
     text = learn(encoder(tiny_encoder, tune=tune, compile=True), steps=2)
@@ -202,6 +203,13 @@ def test_compiled_layers_learn_the_same(tiny_encoder, tmp_path, monkeypatch, tun
     torch.testing.assert_close(text.cache, expected.cache, atol=1e-5, rtol=1e-5)
     text.save(tmp_path / "saved")
     torch.testing.assert_close(encoder(tmp_path / "saved").cache, expected.cache, atol=1e-5, rtol=1e-5)
+
+
+def test_compiling_needs_a_compiler(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match="^model.text.compile: expected a C compiler on this machine .*, found none$"):
+        encoder(tiny_encoder, tune="full", compile=True)
+    assert encoder(tiny_encoder, tune="full").cache.any()
 
 
 def test_more_layers_than_there_are(tiny_encoder):
@@ -212,11 +220,12 @@ def test_more_layers_than_there_are(tiny_encoder):
 @pytest.mark.parametrize(
     "settings", [*({"tune": tune} for tune in ("last_n", "lora", "adalora", "adapter")), {"compile": True}]
 )
-def test_a_model_of_other_layers(tiny_encoder, tmp_path, settings):
+def test_a_model_of_other_layers(tiny_encoder, tmp_path, monkeypatch, settings):
     from transformers import DistilBertConfig, DistilBertModel
 
     directory = shutil.copytree(tiny_encoder, tmp_path / "distil")
     DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(directory)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     with pytest.raises(ConfigError, match="^model.text.tune: .*DistilBertModel"):
         encoder(directory, **settings)
 
