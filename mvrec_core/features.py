@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from mvrec_core.catalog import Vocabulary
-from mvrec_core.config import View
+from mvrec_core.catalog import FIRST, PAD, Vocabulary
+from mvrec_core.config import Config, View
 
 MISSING_TIME = np.iinfo(np.int64).min
 MAX_VALUES = 16  # of a multi-valued category; more are cut
@@ -61,6 +62,18 @@ class Fitted:
         if view.kind == "vector":
             return _vectors(*self.vectors[name], values)
         return values.cast(pa.int64()).fill_null(int(MISSING_TIME)).to_numpy(zero_copy_only=False)
+
+
+def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, torch.Tensor]:
+    """{view: [rows_before + n, ...]} of the category, number and vector views of a table of items; rows before are
+    empty."""
+    out = {}
+    for name, view in config.views_at("item").items():
+        if view.kind in ("category", "number", "vector"):
+            values = fitted.encode(name, view, table[name])
+            filler = np.full((rows_before, *values.shape[1:]), PAD if view.kind == "category" else np.nan, values.dtype)
+            out[name] = torch.from_numpy(np.concatenate([filler, values]))
+    return out
 
 
 def _vectors(mean: np.ndarray, std: np.ndarray, values: pa.ListArray) -> np.ndarray:

@@ -19,8 +19,9 @@ from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.checkpoint import Data
 from mvrec_core.config import OF_EVENTS, Config
 from mvrec_core.errors import RequestError
+from mvrec_core.features import item_features
 from mvrec_core.index import NOTHING
-from mvrec_core.model import ItemViews, MVRec, item_features
+from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.requests import Item, read_features
 
 CHUNK = 32  # items encoded together

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ from mvrec_core.encoders import (
     VectorEncoder,
 )
 from mvrec_core.errors import ConfigError
-from mvrec_core.features import MISSING_TIME, Fitted
+from mvrec_core.features import MISSING_TIME, Fitted, item_features
 from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.past import Past, same
 from mvrec_core.repeats import Repeats
@@ -435,18 +433,6 @@ class MVRec(nn.Module):
         count = len(target_P) if settings.loss == "bce" else settings.negatives
         known = self.known.nonzero()[:, 0]
         return known[torch.randint(len(known), (count,), generator=generator).to(device)]
-
-
-def item_features(config: Config, table: pa.Table, fitted: Fitted, rows_before: int = FIRST) -> dict[str, Tensor]:
-    """{view: [rows_before + n, ...]} of the category, number and vector views of a table of items; rows before are
-    empty."""
-    out = {}
-    for name, view in config.views_at("item").items():
-        if view.kind in ("category", "number", "vector"):
-            values = fitted.encode(name, view, table[name])
-            filler = np.full((rows_before, *values.shape[1:]), PAD if view.kind == "category" else np.nan, values.dtype)
-            out[name] = torch.from_numpy(np.concatenate([filler, values]))
-    return out
 
 
 def _stack(encoded: Sequence[tuple[Tensor, Tensor]]) -> ItemViews:

@@ -23,10 +23,9 @@ from mvrec_core.config import Config
 from mvrec_core.diversity import pick
 from mvrec_core.errors import ConfigError, RequestError
 from mvrec_core.explanations import Explainer, ViewUse, user_weights, view_use
-from mvrec_core.features import MISSING_TIME
+from mvrec_core.features import MISSING_TIME, item_features
 from mvrec_core.index import NOTHING, best, top_k
 from mvrec_core.live_items import Items, encode
-from mvrec_core.model import item_features
 from mvrec_core.policy import Filter, eligible
 from mvrec_core.ranking import Users
 from mvrec_core.requests import (
