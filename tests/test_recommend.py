@@ -75,8 +75,8 @@ def test_a_run_that_was_stopped_goes_on(ray_local, plain_checkpoint, plain_recom
     there = len(list(out.parent.glob("*.parts/part-*.parquet")))
     lines = []
     recommend(plain_checkpoint, "live", K, out, lines.append, users=32)
-    assert there >= 1 and lines[0].startswith(f"recommend: going on from {there} blocks")
-    assert len(lines) == 1 + (4 - there) + 1
+    assert there >= 1 and lines[0].startswith("recommend: going on from ")
+    assert 1 <= len(lines) - 1 <= 4 - there + 1  # an actor may have ended another block meanwhile
     assert pq.read_table(out).equals(plain_recommender.stored.lists("live", K))
 
 
