@@ -273,6 +273,7 @@ class TrainConfig(Node):
     workers: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    shard_text: bool = False  # each worker holds its part of the text encoder alone (FSDP): for large ones
     threads: int | None = Field(None, ge=1)  # of torch a worker; None: the node's cores shared out
     refit: bool = False  # then train anew on train and validation events, for as many epochs as validation chose
     init: Literal["scratch", "pretrained"] = "scratch"  # pretrained: from what `mvrec pretrain` left in the run
@@ -438,6 +439,8 @@ class Config(Node):
                 raise ValueError(f"train.weights.view: expected a category view of events, found '{weights.view}'")
         if self.train.label_smoothing and self.train.loss not in ("softmax", "sampled_softmax"):
             raise ValueError(f"train.label_smoothing is of the softmax losses, but train.loss is {self.train.loss}")
+        if self.train.shard_text and self.model.text.tune == "adalora":
+            raise ValueError("train.shard_text: adalora weighs whole matrices, take lora, or leave the encoder whole")
         if self.text_view is not None and self.model.text.path is None:
             raise ValueError(f"views.{self.text_view} needs model.text.path, a local directory of a BERT-family model")
         return self

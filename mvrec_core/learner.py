@@ -13,6 +13,7 @@ from mvrec_core.averaging import Average
 from mvrec_core.config import Config
 from mvrec_core.model import MVRec
 from mvrec_core.resume import State, Tensors
+from mvrec_core.sharding import clip, gathered, like
 from mvrec_core.workers import Workers
 
 WARMUP = 0.05  # share of the steps over which the learning rate rises
@@ -53,7 +54,7 @@ class Learner:
 
     def step(self) -> Tensor:
         """With the gradients that are there, which it then takes away; their norm before they were clipped."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).detach()
+        norm = clip(self.model.parameters(), 1.0).detach()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.schedule.step()
@@ -83,7 +84,7 @@ class Learner:
         own = {}
         if text is not None and text.tuned and workers.size > 1:  # each worker has read other texts since the refresh
             own["cache"] = text.cache
-        return State(progress, tensors, own)
+        return State(progress, gathered(tensors, workers.rank == 0), own)
 
     def restore(self, state: State) -> tuple[Progress, Tensors]:
         """Where training stands, and the best weights so far."""
@@ -95,22 +96,26 @@ class Learner:
         for name, value in state.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value if part == "optimiser" else value.to(device)
-        self.model.load_state_dict(parts["model"], strict=False)
+        here = self.model.state_dict()
+        model, best = ({name: like(value, here[name]) for name, value in parts[of].items()} for of in ("model", "best"))
+        self.model.load_state_dict(model, strict=False)
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimiser"].items():
             number, _, what = name.partition(".")
-            moments.setdefault(int(number), {})[what] = value
+            whole = value.ndim == 0  # how many steps it was
+            moments.setdefault(int(number), {})[what] = value if whole else like(value, parameters[int(number)])
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.last_epoch = at.step
         self.average.steps = averaged
         for place, held in enumerate(self.average.held):
-            held.copy_(parts["average"][str(place)])
+            held.copy_(like(parts["average"][str(place)], held))
         text = self.model.text
         if text is not None:
             text.resume(parts["text"], pattern)
             if "cache" in state.own:
                 text.cache.copy_(state.own["cache"])
-        return at, parts["best"]
+        return at, best
 
 
 def learnt(model: MVRec) -> Tensors:
@@ -123,15 +128,16 @@ def learnt(model: MVRec) -> Tensors:
 
 def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019): the text encoder at its own rate, and no decay of vectors and scalars."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = config.model.text.lr if name.startswith("text.") else config.train.lr
+            text = name.startswith("text.")
+            rate = config.model.text.lr if text else config.train.lr
             rate *= SCALAR_RATE if parameter.ndim == 0 else 1.0
             decay = config.train.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault((text, rate, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()],
+        [{"params": parameters, "lr": rate, "weight_decay": decay} for (_, rate, decay), parameters in groups.items()],
         betas=(0.9, 0.98),
         fused=model.popularity.is_cuda,
     )

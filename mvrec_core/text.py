@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvrec_core import tuning
+from mvrec_core import sharding, tuning
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
 
@@ -128,6 +128,20 @@ class TextEncoder(nn.Module):
         """Takes back what `learning` gave."""
         if self.config.tune == "adalora":
             tuning.restore_allocation(self.encoder, tensors, ranks)
+
+    def shard(self, device: str, workers: int) -> None:
+        """Shares the encoder out over the workers, each of which calls it, and whatever runs the encoder, alike."""
+        sharding.shard(self.encoder, device, workers)
+
+    def gather(self, wanted: bool) -> None:
+        """Where it was shared out, it is whole again on the worker that wants it, and on the CPU; all have to call."""
+        if not sharding.sharded(self.encoder):
+            return
+        weights = sharding.gathered(self.encoder.state_dict(), wanted)
+        if wanted:
+            encoder = tuning.prepared(tuning.load(str(self.config.path))[1], self.config)
+            encoder.load_state_dict(weights)
+            self.encoder = encoder
 
     def save(self, directory: Path) -> None:
         """The encoder and its tokenizer, as TextEncoder loads them with tune "frozen"."""

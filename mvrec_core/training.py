@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mvrec_core import sharding
 from mvrec_core.batch import Batch, collate
 from mvrec_core.batches import Rows, epoch_batches
 from mvrec_core.calibration import STEEPNESS, CalibrationSums, Scaling
@@ -74,6 +75,9 @@ def fit(
     """
     settings = config.train
     epochs, before = (settings.epochs, VALID) if refit is None else (refit, TEST)
+    if config.train.shard_text and model.text is not None and workers.size > 1:
+        model.text.shard(workers.device, workers.size)
+        sharding.exempt(model)
     model.to(workers.device)
     windows = sum(len(train_examples(histories, config.model.max_len, before=before)) for histories in shards)
     if windows < workers.size or settings.batch_size < workers.size:

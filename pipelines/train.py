@@ -223,6 +223,8 @@ def _worker(settings: dict[str, Any]) -> None:
             "placement": group.id.hex() if group else None,
             **{f"valid/{name}": value for name, value in valid.items()},
         }
+        if done and model.text is not None:
+            model.text.gather(wanted=leads)
         if not (done and leads):  # every rank reports equally often: report is a barrier
             if done or settings["heard"]:  # else not: a report waits up to two seconds for Ray's controller
                 ray.train.report(report)
@@ -283,7 +285,7 @@ def _states(config: Config, phase: str) -> States:
 def _digest(config: Config) -> str:
     """Of all that the weights follow from. How many workers there are changes them, but a run may go on with others."""
     tree = config.model_dump(mode="json", include={"seed", "views", "model", "train", "evaluate"})
-    for key in ("workers", "threads", "device", "save_steps", "keep", "max_failures", "trackers"):
+    for key in ("workers", "shard_text", "threads", "device", "save_steps", "keep", "max_failures", "trackers"):
         del tree["train"][key]
     tree["evaluate"] = config.evaluate.exclude_seen
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())

@@ -26,6 +26,7 @@ ORDER = (
     "shards",
     "cleaning",
     "batch",
+    "sharding",
     "tuning",
     "text",
     "encoders",

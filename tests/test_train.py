@@ -8,11 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 
 from mvrec_core.checkpoint import load
 from mvrec_core.config import EvaluateConfig
 from mvrec_core.errors import CheckpointError, DataError, ResourceError
 from mvrec_core.metrics import NAMES
+from mvrec_core.text import TextEncoder
 from pipelines.evaluate import evaluate
 from pipelines.recommend import recommend
 from pipelines.train import train
@@ -54,6 +56,17 @@ def test_two_workers_count_the_users_that_one_counts(checkpoint, tiny_config, tm
     curves = [json.loads(line) for line in (tmp_path / "tiny" / "curves.jsonl").read_text().splitlines()]
     assert [point["epoch"] for point in curves] == [1, 2]
     assert max(point["valid"]["NDCG@10"] for point in curves) == pytest.approx(other["valid"]["NDCG@10"])
+
+
+def test_a_checkpoint_of_an_encoder_that_was_shared_out_is_whole(tiny_prepared, tiny_config, tmp_path):
+    text = tiny_config.model.text.model_copy(update={"tune": "full"})
+    tuned = tiny_config.model_copy(update={"model": tiny_config.model.model_copy(update={"text": text})})
+    written = train(elsewhere(tuned, tmp_path, workers=2, shard_text=True, epochs=1), log=quiet)
+    learnt, before = load(written).model.text, TextEncoder(text, ["film number 3"])
+    assert sum(p.numel() for p in learnt.encoder.parameters()) == sum(p.numel() for p in before.encoder.parameters())
+    assert not torch.equal(learnt.embed(["film number 3"]), before.embed(["film number 3"]))
+    moved = [not torch.equal(one, other) for one, other in zip(learnt.parameters(), before.parameters(), strict=True)]
+    assert all(moved)
 
 
 def test_a_checkpoint_has_the_scores_and_weights_of_validation_users(checkpoint, tiny_config):
