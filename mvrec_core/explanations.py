@@ -154,7 +154,7 @@ class Explainer:
         column_N = torch.arange(len(self.items), device=self.items.device)
         for name in removable(config):
             views = hide_items(self.views, config, {name})
-            items_ND, _ = self.model.item_vectors(views)
+            items_ND, _ = ranking.item_vectors(self.model, views)
             shown = hide_histories(histories, config, {name})
             scores_BN = ranking.encode(self.model, shown, examples, views, items_ND).scores(self.model, items_ND)
             columns = []

@@ -47,7 +47,7 @@ class ItemViews:
     z: Tensor
     present: Tensor
 
-    def __getitem__(self, rows: Tensor) -> ItemViews:
+    def __getitem__(self, rows: Tensor | slice) -> ItemViews:
         return ItemViews(self.z[rows], self.present[rows])
 
 

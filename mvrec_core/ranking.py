@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,15 +21,39 @@ from mvrec_core.model import ROWS_GRAIN, ItemViews, MVRec
 from mvrec_core.policy import Filter, eligible
 from mvrec_core.sequences import Examples, Histories, stage_examples
 
+CHUNK = 65_536  # items that are encoded together
+PAIRS = 1 << 25  # of a user and an item, that are scored together: 128 MiB, and ten times as much to calibrate them
+
 
 @torch.no_grad()
-def catalogue(model: MVRec, chunk: int = 65536) -> tuple[ItemViews, Tensor]:
+def catalogue(model: MVRec, chunk: int = CHUNK) -> tuple[ItemViews, Tensor]:
     """The item-level views of all N rows, and their unit vectors [N, D]; PAD and UNKNOWN are zero."""
     model.eval()
     rows = torch.arange(model.n_rows, device=model.popularity.device)
-    parts = [model.item_views(part) for part in rows.split(chunk)]
-    views = ItemViews(torch.cat([p.z for p in parts]), torch.cat([p.present for p in parts]))
-    return views, model.item_vectors(views)[0]
+    parts = (model.item_views(part) for part in rows.split(chunk))
+    views = ItemViews(*_joined(((part.z, part.present) for part in parts), len(rows)))
+    return views, item_vectors(model, views, chunk)[0]
+
+
+@torch.no_grad()
+def item_vectors(model: MVRec, views: ItemViews, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """MVRec.item_vectors of a whole catalogue, a chunk at a time: on the way it needs the views twice more."""
+    n = len(views.z)
+    parts = (model.item_vectors(views[start : start + chunk]) for start in range(0, n, chunk))
+    vector_ND, weight_NK = _joined(parts, n)
+    return vector_ND, weight_NK
+
+
+def _joined(parts: Iterable[tuple[Tensor, ...]], n: int) -> list[Tensor]:
+    """n rows, at least one, of each tensor as parts come: to keep them for torch.cat would take as much again."""
+    whole: list[Tensor] = []
+    done = 0
+    for part in parts:
+        whole = whole or [tensor.new_empty(n, *tensor.shape[1:]) for tensor in part]
+        for all_rows, some in zip(whole, part, strict=True):
+            all_rows[done : done + len(some)] = some
+        done += len(part[0])
+    return whole
 
 
 @dataclass(frozen=True)
@@ -101,6 +125,25 @@ def encode(
     return Users(vector_BD, batch.item, (same_BLL * mass_BL[:, None]).sum(2).log1p() * first_BL)
 
 
+def encoded(
+    model: MVRec,
+    histories: Histories,
+    examples: Examples,
+    views: ItemViews,
+    items_ND: Tensor,
+    size: int,
+    timed: bool = True,
+) -> Iterator[tuple[Examples, Users]]:
+    """What `encode` makes of `size` examples at a time, no more users at once than have PAIRS scores."""
+    at_once = max(1, PAIRS // len(items_ND))
+    for start in range(0, len(examples), size):
+        part = examples[start : start + size]
+        users = encode(model, histories, part, views, items_ND, timed)
+        for first in range(0, len(part), at_once):
+            some = slice(first, first + at_once)
+            yield part[some], users[some]
+
+
 def masses(model: MVRec, batch: Batch, items_ND: Tensor) -> Tensor | None:
     """m [B, L] of each step for what follows the last one (see repeats.py); None for a model without repeats."""
     if model.repeats is None:
@@ -160,9 +203,8 @@ def _scored(
 ) -> Iterator[tuple[Examples, Tensor]]:
     """Some examples at a time, and their scores of all rows, float32 [B, N]."""
     views, items_ND = catalogue(model)
-    for start in range(0, len(examples), config.evaluate.batch_size):
-        part = examples[start : start + config.evaluate.batch_size]
-        yield part, encode(model, histories, part, views, items_ND).scores(model, items_ND)
+    for part, users in encoded(model, histories, examples, views, items_ND, config.evaluate.batch_size):
+        yield part, users.scores(model, items_ND)
 
 
 def rank_scores(scores_BN: Tensor, histories: Histories, examples: Examples, exclude_seen: bool) -> Ranks:

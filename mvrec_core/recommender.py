@@ -83,9 +83,8 @@ class Recommender:
         self._rows = {user_id: row for row, user_id in enumerate(self._histories.user_ids.to_pylist())}
         self._device = loaded.item_vectors.device
         self._tokens = Lock()  # a tokenizer serves one thread at a time
-        views, _ = ranking.catalogue(self._model)
-        with torch.no_grad():
-            weights = self._model.item_vectors(views)[1]
+        views = ranking.catalogue(self._model)[0]
+        weights = ranking.item_vectors(self._model, views)[1]
         train = self._histories.item[self._histories.split == TRAIN]
         counts = np.bincount(train, minlength=len(loaded.item_vectors)).astype(np.float32)
         share = torch.from_numpy(counts / max(1.0, counts.sum())).to(self._device)

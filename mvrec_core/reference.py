@@ -30,17 +30,16 @@ def reference(model: MVRec, shards: Shards, config: Config) -> Reference | None:
     for histories in shards:
         examples = stage_examples(histories, "valid", config.model.max_len)[:left]
         left -= len(examples)
-        for start in range(0, len(examples), size):
-            part = examples[start : start + size]
-            seen = [histories.item[histories.events_of(u, s)] for u, s in zip(part.user, part.stop, strict=True)]
-            mask_BN = eligible([Filter(one) for one in seen], len(items_ND), items_ND.device)
-            for name, timed in TIMED.items():
-                users = ranking.encode(model, histories, part, views, items_ND, timed)
+        for name, timed in TIMED.items():
+            for part, users in ranking.encoded(model, histories, examples, views, items_ND, size, timed):
+                seen = [histories.item[histories.events_of(u, s)] for u, s in zip(part.user, part.stop, strict=True)]
+                mask_BN = eligible([Filter(one) for one in seen], len(items_ND), items_ND.device)
                 scale, bias = 1 / model.tau, model.bias
                 found = top_k(users.vector, items_ND, 1, mask_BN, scale, bias, users.row, users.lift)
                 best = found.score[:, 0]
                 scores[name] += best[best > -torch.inf].tolist()
-            for use in view_use(model, histories, part, views):
+        for start in range(0, len(examples), size):
+            for use in view_use(model, histories, examples[start : start + size], views):
                 for view, weight in use.weights.items():
                     weights[view].append(weight)
         if left == 0:

@@ -73,11 +73,12 @@ class StoredUsers:
 
     @torch.no_grad()
     def scores(self, stage: str, batch_size: int) -> Iterator[tuple[Examples, torch.Tensor]]:
-        """The same users a batch at a time, and their scores of all rows of the catalogue, float32 [B, N]."""
+        """The same users, a batch at a time or a part of one, and their scores of all rows of the catalogue, float32
+        [B, N]."""
         examples = stage_examples(self.histories, stage, self.config.model.max_len)
-        for part in _parts(examples, batch_size):
-            users = ranking.encode(self.model, self.histories, part, self.items.views, self.items.vectors)
-            yield part, users.scores(self.model, self.items.vectors)
+        views, vectors = self.items.views, self.items.vectors
+        for part, users in ranking.encoded(self.model, self.histories, examples, views, vectors, batch_size):
+            yield part, users.scores(self.model, vectors)
 
     @torch.no_grad()
     def lists(self, stage: str, k: int, users: slice = slice(None), now: int | None = None) -> pa.Table:
@@ -122,9 +123,11 @@ class StoredUsers:
         views, items, histories = self.items.views, self.items.vectors, histories or self.histories
         if hidden:
             views = hide_items(views, self.config, hidden)
-            items, histories = self.model.item_vectors(views)[0], hide_histories(histories, self.config, hidden)
-        for part in _parts(examples, self.config.evaluate.batch_size):
-            yield part, ranking.encode(self.model, histories, part, views, items, timed), items
+            items = ranking.item_vectors(self.model, views)[0]
+            histories = hide_histories(histories, self.config, hidden)
+        size = self.config.evaluate.batch_size
+        for part, users in ranking.encoded(self.model, histories, examples, views, items, size, timed):
+            yield part, users, items
 
     def _stage(self, stage: str, most: int | None) -> Examples:
         examples = stage_examples(self.histories, stage, self.config.model.max_len)
