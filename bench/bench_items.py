@@ -28,6 +28,7 @@ from bench_prepare import ROOT, measured
 from synthetic_log import SEED, START, YEAR
 
 from mvrec_core import checkpoint, ranking, training
+from mvrec_core.reading import load_config
 from mvrec_core.reference import reference
 from mvrec_core.resume import States
 from mvrec_core.workers import Workers
@@ -75,8 +76,6 @@ def write(items: int, dim: int, root: Path) -> Path:
 
 def trains(path: Path) -> None:
     """What a worker does, and its figures as a line of JSON."""
-    from mvrec_core.reading import load_config
-
     config = load_config(path, [])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
