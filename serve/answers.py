@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from mvrec_core.answers import Answer, Recommended, Scored
 from mvrec_core.explanations import Explanation
@@ -16,6 +17,15 @@ from mvrec_core.recommender import Recommender
 from serve.sessions import Appended, Forgotten
 
 MAX_REASONS = 5  # events of an explanation
+
+
+class JSON(Response):
+    """Of plain values, or of JSON that has been made already."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content if isinstance(content, bytes) else as_json(content)
 
 
 class EventReason(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from starlette.types import Lifespan
 from mvrec_core.errors import Overloaded, RequestError, StateUnavailable
 from mvrec_core.requests import Candidate, Item, Request
 from serve.answers import (
+    JSON,
     ErrorAnswer,
     EventsAnswer,
     ForgottenAnswer,
@@ -33,11 +33,10 @@ from serve.answers import (
     SimilarAnswer,
     UsersAnswer,
     VersionsAnswer,
-    as_json,
     error_values,
 )
 from serve.keys import Keys, describe
-from serve.limits import RECOMMEND, Limits
+from serve.limits import RECOMMEND, Limits, overloaded
 from serve.metrics import CONTENT_TYPE
 from serve.schema import (
     MAX_ITEMS,
@@ -122,13 +121,6 @@ class PageFiles(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response
-
-
-class JSON(Response):
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return content if isinstance(content, bytes) else as_json(content)
 
 
 class BodyRoute(APIRoute):
@@ -314,8 +306,8 @@ def _answer_errors(api: FastAPI) -> None:
         return JSON(error_values("state_unavailable", str(error)), 503, {"retry-after": "1"})
 
     @api.exception_handler(Overloaded)
-    async def overloaded(_: HttpRequest, error: Overloaded) -> Response:
-        return JSON(error_values("overloaded", str(error)), 503, {"retry-after": str(math.ceil(error.retry_after_s))})
+    async def too_much(_: HttpRequest, error: Overloaded) -> Response:
+        return overloaded(error)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:

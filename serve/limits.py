@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mvrec_core.errors import Overloaded
-from serve.answers import as_json, error_values
+from serve.answers import JSON, error_values
 
 MAX_BODY = 1_000_000  # bytes
 RECOMMEND = "/v1/recommend"
@@ -44,10 +44,10 @@ class Limits:
             return
         if self.in_flight >= self.max_in_flight:
             message = f"{self.in_flight} requests are being answered, which is as many as this service takes; try again"
-            await _refuse_overloaded(send, Overloaded(message, 1.0))
+            await overloaded(Overloaded(message, 1.0))(scope, receive, send)
             return
         if scope["path"] == RECOMMEND and (error := self.overload()) is not None:
-            await _refuse_overloaded(send, error)
+            await overloaded(error)(scope, receive, send)
             return
         self.in_flight += 1
         try:
@@ -70,12 +70,13 @@ class Limits:
         except TooLong:
             message = f"the body is longer than {MAX_BODY} bytes"
             # What is left of the body is not read, so the connection cannot be used again.
-            await _refuse(send, 413, error_values("body_too_long", message), {"connection": "close"})
+            refusal = JSON(error_values("body_too_long", message), 413, {"connection": "close"})
+            await refusal(scope, receive, send)
         except TimeoutError:
             if started:
                 raise
             message = f"no answer within {self.timeout_s:g} s; try again"
-            await _refuse(send, 503, error_values("timeout", message), {"retry-after": "1"})
+            await JSON(error_values("timeout", message), 503, {"retry-after": "1"})(scope, receive, send)
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes:
@@ -117,14 +118,5 @@ def _as_json(scope: Scope) -> Scope:
     return scope
 
 
-async def _refuse_overloaded(send: Send, error: Overloaded) -> None:
-    after = {"retry-after": str(math.ceil(error.retry_after_s))}
-    await _refuse(send, 503, error_values("overloaded", str(error)), after)
-
-
-async def _refuse(send: Send, status: int, values: dict[str, Any], headers: dict[str, str]) -> None:
-    body = as_json(values)
-    every = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in every.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+def overloaded(error: Overloaded) -> Response:
+    return JSON(error_values("overloaded", str(error)), 503, {"retry-after": str(math.ceil(error.retry_after_s))})
