@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -12,11 +12,13 @@ from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Lifespan
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from mvrec_core.errors import Overloaded, RequestError, StateUnavailable
 from mvrec_core.requests import Candidate, Item, Request
@@ -123,20 +125,46 @@ class PageFiles(StaticFiles):
         return response
 
 
-class BodyRoute(APIRoute):
-    """A route that takes a body reads it as FastAPI would, without the rest of what that does for a request: it took
-    longer than an answer that is remembered."""
+class AnyId(PathConvertor):
+    """Any id in a path, line breaks included, which "path" leaves out."""
 
-    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
-        if self.body_field is None:
-            return super().get_route_handler()
-        name, http, model = self.body_field.name, self.dependant.request_param_name, BODIES[self.path]
+    regex = r"(?s:.*)"
 
-        async def handle(request: HttpRequest) -> Response:
-            values: dict[str, Any] = {name: read_body(model, await request.body())}
-            return await self.endpoint(**values, **({} if http is None else {http: request}))
 
-        return handle
+class BodyRoutes:
+    """A plain ASGI middleware that answers requests with a body as their routes say, without FastAPI's way to a route,
+    which takes as long as an answer that is remembered. FastAPI describes these routes, and answers the others.
+
+    To be the innermost one: the body is in scope["body"]. Its content type does not matter, because `curl -d` without a
+    header calls it a form.
+    """
+
+    def __init__(self, app: ASGIApp, api: FastAPI):
+        self.app = app
+        self._routes = {
+            (route.path, method): route
+            for route in api.routes
+            if isinstance(route, APIRoute) and route.body_field is not None
+            for method in route.methods or ()
+        }
+        handlers = {kind: handler for kind, handler in api.exception_handlers.items() if kind is not Exception}
+        self._answering = ExceptionMiddleware(_answer, handlers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get((scope.get("path", ""), scope.get("method", "")))
+        if route is None:
+            await self.app(scope, receive, send)
+        else:
+            scope["route"] = route
+            await self._answering(scope, receive, send)
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    route: APIRoute = scope["route"]
+    http = route.dependant.request_param_name
+    body = read_body(BODIES[route.path], scope["body"])
+    response: Response = await route.endpoint(body, **({} if http is None else {http: HttpRequest(scope)}))
+    await response(scope, receive, send)
 
 
 def read_body(model: type[BaseModel], body: bytes) -> BaseModel:
@@ -160,6 +188,7 @@ def create_api(
     backend: Backend, max_in_flight: int, timeout_s: float, lifespan: Lifespan[FastAPI] | None = None
 ) -> FastAPI:
     """The ASGI application: at most `max_in_flight` requests at a time, each answered within `timeout_s` seconds."""
+    register_url_convertor("id", AnyId())
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (400, 413, 422, 503)}
     api = FastAPI(
         title="MVRec",
@@ -170,11 +199,11 @@ def create_api(
         docs_url=None,  # FastAPI's own page loads its script from another host
         redoc_url=None,
     )
+    api.add_middleware(BodyRoutes, api=api)
     api.add_middleware(Limits, max_in_flight=max_in_flight, timeout_s=timeout_s, overload=backend.overload)
     if backend.keys:
         api.add_middleware(Keys, keys=backend.keys)
     api.add_middleware(Watching, watch=backend.watch)  # the last one is the outermost
-    api.router.route_class = BodyRoute
     _answer_errors(api)
     _add_model_routes(api, backend)
     _add_item_routes(api, backend)
@@ -201,7 +230,7 @@ def _add_model_routes(api: FastAPI, backend: Backend) -> None:
         """Score and probability of each candidate for a user, in the order of the candidates."""
         return JSON(await backend.score(*body.request()))
 
-    @api.get("/v1/similar/{item_id:path}", response_model=SimilarAnswer, responses=strangers)
+    @api.get("/v1/similar/{item_id:id}", response_model=SimilarAnswer, responses=strangers)
     async def similar(item_id: str, k: Count = 10, model_version: ModelVersion | None = None) -> Response:
         """The k items nearest to an item."""
         return await nearest(item_id, Request(k=k, model_version=model_version))
@@ -234,7 +263,7 @@ def _add_item_routes(api: FastAPI, backend: Backend) -> None:
         """Recommend none of these items any more."""
         return JSON(await backend.remove_items(item_id))
 
-    @api.delete("/v1/items/{item_id:path}", response_model=ItemsAnswer, responses=strangers)
+    @api.delete("/v1/items/{item_id:id}", response_model=ItemsAnswer, responses=strangers)
     async def remove(item_id: str) -> Response:
         """Recommend an item no more; in histories it still counts."""
         return JSON(await backend.remove_items([item_id]))
@@ -246,7 +275,7 @@ def _add_user_routes(api: FastAPI, backend: Backend) -> None:
         """Known users whose id begins with `prefix`."""
         return JSON({"users": await backend.users(prefix, limit)})
 
-    @api.get("/v1/users/{user_id:path}/history", response_model=HistoryAnswer, responses={404: {"model": ErrorAnswer}})
+    @api.get("/v1/users/{user_id:id}/history", response_model=HistoryAnswer, responses={404: {"model": ErrorAnswer}})
     async def history(user_id: str, limit: Limit = 50) -> Response:
         """The newest events of a user, live ones included."""
         return JSON(await backend.history(user_id, limit))
@@ -256,7 +285,7 @@ def _add_user_routes(api: FastAPI, backend: Backend) -> None:
         """Append events to the live history of a user, who need not be known; the next answer rests on them."""
         return JSON(await backend.append(body.user_id, body.live_events(time.time())))
 
-    @api.delete("/v1/users/{user_id:path}/events", response_model=ForgottenAnswer)
+    @api.delete("/v1/users/{user_id:id}/events", response_model=ForgottenAnswer)
     async def forget(
         user_id: str,
         event_id: Annotated[list[str], Query(max_length=MAX_LIVE_EVENTS)] = [],  # noqa: B006

@@ -214,10 +214,10 @@ class Replica:
         with self._metrics.state.time():
             recommender = await self._versions.of(request).catch_up()
             row, degraded = await self._row(request.user_id)
-            request = _at_a_moment(recommender, request, row)
+            now = _moment(recommender, request, row)
 
         async def answer() -> bytes:
-            asked = replace(request, live=live_events(row))
+            asked = replace(request, now=now, live=live_events(row))
             batcher = self._explained if asked.explain else self._batcher
             found = await batcher.answer(recommender.recommend, asked)
             self._sample(recommender, asked, found)
@@ -226,13 +226,14 @@ class Replica:
             self._versions.record(request)
             return as_json(recommend_values(recommender.model_version, found, degraded))
 
-        return await self._cache.get(digest(recommender.version, request, row, degraded), answer)
+        key = digest(recommender.version, vars(request) | {"now": now}, row, degraded)
+        return await self._cache.get(key, answer)
 
     async def score(self, request: Request, candidates: Sequence[Candidate]) -> bytes:
         recommender = await self._versions.of(request).catch_up()
         row, degraded = await self._row(request.user_id)
         new = any(candidate.features is not None for candidate in candidates)
-        asked = replace(_at_a_moment(recommender, request, row), live=live_events(row))
+        asked = replace(request, now=_moment(recommender, request, row), live=live_events(row))
         scored = await self._in_thread(recommender.score, asked, candidates, thread=self._cold if new else self._thread)
         return as_json(score_values(recommender.model_version, *scored, degraded))
 
@@ -299,11 +300,9 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(thread or self._thread, function, *args)
 
 
-def _at_a_moment(recommender: Recommender, request: Request, row: str) -> Request:
-    """A request with a time for "clock"; `row` are the live events of its user."""
-    if request.now != "clock":
-        return request
-    return replace(request, now=recommender.moment(replace(request, live=newest_event(row)), time.time()))
+def _moment(recommender: Recommender, request: Request, row: str) -> float | None:
+    """When a request is made, to the model; `row` are the live events of its user."""
+    return recommender.moment(replace(request, live=newest_event(row)) if row else request, time.time())
 
 
 def as_the_reference(recommender: Recommender, request: Request) -> bool:

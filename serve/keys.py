@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mvrec_core.errors import ConfigError
-from serve.answers import as_json, error_values
+from serve.answers import JSON, error_values
 
 VARIABLE = "MVREC_API_KEYS"  # several with commas between them
 SHORTEST = 16  # letters of a key
@@ -57,9 +56,8 @@ class Keys:
             await self.app(scope, receive, send)
             return
         message = "a key is needed: send Authorization: Bearer <key>, or X-API-Key: <key>"
-        body = as_json(error_values("unauthorized", message))
-        headers = {"content-type": "application/json", "www-authenticate": "Bearer"}
-        await Response(body, 401, headers)(scope, receive, send)
+        refusal = JSON(error_values("unauthorized", message), 401, {"www-authenticate": "Bearer"})
+        await refusal(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
         headers = dict(scope["headers"])

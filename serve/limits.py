@@ -1,8 +1,8 @@
 """What the service refuses before it looks: too many requests at a time, a body too long, an answer too late.
 
 A plain ASGI middleware, so that a refused request costs next to nothing: under more load than can be answered the
-refusals themselves are most of the work, and what they take is taken from the answers. It also hands the body on as
-JSON whatever its content type says, because `curl -d` without a header calls it a form.
+refusals themselves are most of the work, and what they take is taken from the answers. The body of what is not refused
+is in scope["body"].
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Limits:
 
         try:
             async with asyncio.timeout(self.timeout_s):
-                body = await _read(scope, receive)
-                await self.app(_as_json(scope), _Replay(body, receive), watched_send)
+                scope["body"] = await _read(scope, receive)
+                await self.app(scope, receive, watched_send)
         except TooLong:
             message = f"the body is longer than {MAX_BODY} bytes"
             # What is left of the body is not read, so the connection cannot be used again.
@@ -95,27 +95,6 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
         if len(body) > MAX_BODY:
             raise TooLong
     return bytes(body)
-
-
-class _Replay:
-    """An ASGI `receive` that gives a body already read, then what the client does next."""
-
-    def __init__(self, body: bytes, receive: Receive):
-        self.body: bytes | None = body
-        self.receive = receive
-
-    async def __call__(self) -> Message:
-        if self.body is None:
-            return await self.receive()
-        body, self.body = self.body, None
-        return {"type": "http.request", "body": body, "more_body": False}
-
-
-def _as_json(scope: Scope) -> Scope:
-    """In place, since whoever stands outside learns from the scope which route it was."""
-    headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-    scope["headers"] = [*headers, (b"content-type", b"application/json")]
-    return scope
 
 
 def overloaded(error: Overloaded) -> Response:

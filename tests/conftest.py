@@ -81,6 +81,13 @@ def client(shelf: Shelf) -> TestClient:
     return TestClient(create_api(shelf, max_in_flight=4, timeout_s=0.5), raise_server_exceptions=False)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer than a service should wait."""
+    monkeypatch.setattr("serve.redis_client.TIMEOUT_S", 2.0)
+    monkeypatch.setattr("serve.current.PATIENCE_S", 10.0)
+
+
 # without Ray
 
 

@@ -143,6 +143,7 @@ def test_what_takes_long_does_not_delay_the_others(replicas):
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "k")
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_item_that_has_gone_does_not_come_out_of_the_cache(plain_checkpoint, store):
     with ExitStack() as stack:
         one, other = (started(stack, plain_checkpoint, **store) for _ in range(2))
@@ -161,6 +162,7 @@ def test_an_item_that_has_gone_does_not_come_out_of_the_cache(plain_checkpoint, 
         assert scores == [item["score"] for item in recommend(other, events=events, k=3)["items"]]
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_a_rule_withholds_does_not_come_out_of_the_cache(plain_checkpoint, store, tmp_path, monkeypatch):
     monkeypatch.setattr("serve.live_file.LOOK_EVERY_S", 0.0)
     rules, audit = tmp_path / "rules.yaml", tmp_path / "withheld.jsonl"

@@ -24,11 +24,7 @@ from serve.rules import AuditLog, rules_file
 NEW = Item("新片", {"title": "流浪地球 3", "genres": ["科幻"], "year": 2030}, "新片 (2030)")
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """A busy machine may take longer than a service should wait."""
-    monkeypatch.setattr("serve.redis_client.TIMEOUT_S", 2.0)
-    monkeypatch.setattr("serve.current.PATIENCE_S", 10.0)
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture(params=["file", pytest.param("redis", marks=needs_redis)])

@@ -7,9 +7,11 @@ import time
 
 import pytest
 from shelf import TITLES, error
+from starlette.testclient import TestClient
 
 from mvrec_core.attributes import Between, OneOf
 from mvrec_core.requests import Candidate, Event, Item, Request
+from serve.api import create_api
 from serve.schema import RecommendBody, ScoreBody
 
 
@@ -150,6 +152,7 @@ def test_items_are_put_and_removed(client, shelf):
     assert client.delete("/v1/items/a").json()["items"] == 2
     assert client.delete("/v1/items?item_id=a&item_id=b").json()["items"] == 1
     assert error(client.delete("/v1/items/x%2Fy")) == (404, "not_found", "item_id")
+    assert error(client.delete("/v1/items/x%0Ay")) == (404, "not_found", "item_id")
     assert error(client.delete("/v1/items")) == (422, "invalid_request", "item_id")
 
 
@@ -287,6 +290,26 @@ def test_mistakes_in_a_candidate(client, candidate):
 )
 def test_invalid_json(client, body):
     assert error(client.post("/v1/recommend", content=body)) == (400, "invalid_json", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(
+            ("recommend", body)
+            for body in (b'{"k":2}', b"", b"{", b'"\xff"', b"null", b'{"k":0}', b'{"l":1}', b'{"k":9}')
+        ),
+        ("recommend", b'{"user_id":"broken","k":1}'),
+        ("similar", b'{"item_id":"nowhere"}'),
+        ("score", b'{"candidates":[{"item_id":"a"}],"model_version":7}'),
+    ],
+)
+def test_a_body_is_answered_as_fastapi_would(client, shelf, path, body):
+    plain = create_api(shelf, max_in_flight=4, timeout_s=0.5)
+    plain.user_middleware.clear()
+    asked = {"url": f"/v1/{path}", "content": body, "headers": {"content-type": "application/json"}}
+    ours, theirs = client.post(**asked), TestClient(plain, raise_server_exceptions=False).post(**asked)
+    assert (ours.status_code, ours.content, ours.headers) == (theirs.status_code, theirs.content, theirs.headers)
 
 
 def test_an_empty_body_is_a_missing_one(client):
