@@ -112,6 +112,10 @@ class Examples:
     def __getitem__(self, rows: np.ndarray | slice) -> Examples:
         return Examples(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def padded(self, count: int) -> Examples:
+        """These, and behind them empty windows without a target, `count` in all."""
+        return Examples(*(np.pad(getattr(self, field.name), (0, count - len(self))) for field in fields(self)))
+
 
 def train_examples(
     histories: Histories, max_len: int, draw: np.random.Generator | None = None, before: int = VALID

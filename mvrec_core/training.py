@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvrec_core import sharding
-from mvrec_core.batch import Batch, collate
+from mvrec_core.batch import Batch, collate, rounded
 from mvrec_core.batches import Rows, epoch_batches
 from mvrec_core.calibration import STEEPNESS, CalibrationSums, Scaling
 from mvrec_core.catalog import FIRST, PAD
@@ -177,7 +177,9 @@ def _train_epoch(
             raise _too_few(len(examples), config, workers)
         batches = epoch_batches(examples, settings.batch_size, [*seed, 1], workers)
         done = at.batch if shard == at.shard else 0
-        read = _read(histories, examples, batches[done:], config, on_gpu)
+        # Each shard has a batch of a size of its own. On a CPU each size has kernels of its own, which are kept.
+        size = rounded if len(order) > 1 else int
+        read = _read(histories, examples, batches[done:], config, on_gpu, size)
         for number, parts in enumerate(ahead(read) if on_gpu else read, done + 1):
             _seed([config.seed, purpose, at.step, workers.rank], generator)
             for place, (batch, share) in enumerate(parts):
@@ -201,14 +203,26 @@ def _train_epoch(
 
 
 def _read(
-    histories: Histories, examples: Examples, batches: Sequence[Rows], config: Config, pinned: bool
+    histories: Histories,
+    examples: Examples,
+    batches: Sequence[Rows],
+    config: Config,
+    pinned: bool,
+    size: Callable[[int], int],
 ) -> Iterator[list[tuple[Batch, float]]]:
-    """The parts of this worker's share of each batch, and what the mean loss of each counts."""
+    """The parts of this worker's share of each batch, and what the mean loss of each counts.
+
+    size: of so many windows, how many rows a part has; those behind them are empty
+    """
     settings = config.train
     kind = settings.weights.view if settings.weights is not None else None
     for rows in batches:
         parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
-        read = ((collate(histories, examples[part], kind), rows.share(examples, part)) for part in parts)
+        windows = (examples[part].padded(size(len(part))) for part in parts)
+        read = (
+            (collate(histories, some, kind), rows.share(examples, part))
+            for some, part in zip(windows, parts, strict=True)
+        )
         yield [(batch.pinned() if pinned else batch, share) for batch, share in read]
 
 

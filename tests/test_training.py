@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvrec_core.averaging import Average
+from mvrec_core.batch import collate
 from mvrec_core.batches import epoch_batches
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
@@ -114,6 +115,26 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_encoder, plain_data
     overrides = ["model.dropout=0", "model.view_dropout=0", "train.epochs=1"]
     whole, parts = (trained(tiny_encoder, plain_data, f"train.accumulate={n}", *overrides)[1][0] for n in (1, 3))
     assert abs(whole.loss - parts.loss) < 1e-3 and whole.targets == parts.targets
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
+def test_empty_windows_change_nothing(tiny_encoder, plain_data, loss):
+    config = tiny.config(tiny_encoder, f"train.loss={loss}", "model.dropout=0", "model.view_dropout=0")
+    (histories,) = plain_data.shards(config)
+    examples = train_examples(histories, config.model.max_len)[:13]
+    model = new_model(config, plain_data, plain_data.shards(config))
+    model.refresh_texts()
+    found = []
+    for count in (13, 16):
+        torch.manual_seed(0)
+        batch = collate(histories, examples.padded(count))
+        assert len(batch.item) == count
+        value = model(batch, torch.Generator().manual_seed(0))
+        value.backward()
+        found.append([value.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        model.zero_grad(set_to_none=True)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
