@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -177,8 +178,8 @@ def _train_epoch(
             raise _too_few(len(examples), config, workers)
         batches = epoch_batches(examples, settings.batch_size, [*seed, 1], workers)
         done = at.batch if shard == at.shard else 0
-        # Each shard has a batch of a size of its own. On a CPU each size has kernels of its own, which are kept.
-        size = rounded if len(order) > 1 else int
+        # Each shard has a batch of a size of its own, and each size kernels of its own: 10 MB a shard on a CPU.
+        size = partial(rounded, octave=1) if len(order) > 1 else int
         read = _read(histories, examples, batches[done:], config, on_gpu, size)
         for number, parts in enumerate(ahead(read) if on_gpu else read, done + 1):
             _seed([config.seed, purpose, at.step, workers.rank], generator)
