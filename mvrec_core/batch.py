@@ -88,7 +88,7 @@ def collate(histories: Histories, examples: Examples, kind: str | None = None) -
 
 
 def rounded(count: int, octave: int = 3) -> int:
-    """A number of steps or rows, or somewhat more: one of 2^octave in each octave, so by default up to an eighth more. A
+    """A number of steps or rows, or somewhat more: one of 2^octave in each octave, by default up to an eighth more. A
     matrix product whose shape was not seen before costs several times as much on a CPU, since its kernel has to be
     compiled, and the kernel stays in memory."""
     grain = 1 << max(0, (count - 1).bit_length() - 1 - octave)
