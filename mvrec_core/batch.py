@@ -29,6 +29,7 @@ class Batch:
     event:  {view: [B, L] or [B, L, M]}
     kind:   int64 [B, T, M], the categories of the target event in the view that was asked for; M is 0 where none was
     user:   {view: [B] or [B, M]}
+    others: int64 [Q], targets that other workers, or other parts of a batch, read in the same step
     """
 
     item: Tensor
@@ -39,6 +40,7 @@ class Batch:
     event: dict[str, Tensor]
     kind: Tensor
     user: dict[str, Tensor]
+    others: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         """On a GPU the copy of what is pinned goes on while other work is done."""
@@ -57,7 +59,7 @@ class Batch:
         return Batch(**changed)
 
 
-def collate(histories: Histories, examples: Examples, kind: str | None = None) -> Batch:
+def collate(histories: Histories, examples: Examples, kind: str | None = None, others: Examples | None = None) -> Batch:
     """The batch of some examples, on the CPU; `kind` names the category view of targets. L is `rounded`."""
     length = examples.stop - examples.start
     step = np.arange(rounded(int(length.max(initial=0))))
@@ -84,6 +86,7 @@ def collate(histories: Histories, examples: Examples, kind: str | None = None) -
         event={name: torch.from_numpy(_padded(v, row, inside, missing(v))) for name, v in histories.event.items()},
         kind=torch.from_numpy(_padded(kinds, following, wanted, PAD)),
         user={name: torch.from_numpy(values[examples.user]) for name, values in histories.user.items()},
+        others=torch.from_numpy(np.zeros(0, np.int64) if others is None else histories.targets(others)),
     )
 
 

@@ -317,7 +317,7 @@ class MVRec(nn.Module):
         wanted = batch.target >= FIRST
         target_P = batch.target[wanted]
         weight_P = self._weights(batch.kind[wanted])
-        sampled = self._negatives(target_P, generator)
+        sampled = self._negatives(target_P, batch.others, generator)
         everything = settings.loss == "softmax"
         touched = torch.cat([batch.item.flatten(), target_P])
         known = self.known.nonzero()[:, 0]
@@ -418,15 +418,15 @@ class MVRec(nn.Module):
         weight = (weight + 1).sqrt() if how == "popularity" else weight
         return weight * self.known
 
-    def _negatives(self, target_P: Tensor, generator: torch.Generator) -> Tensor:
+    def _negatives(self, target_P: Tensor, others_Q: Tensor, generator: torch.Generator) -> Tensor:
         """Items of train events to score against, shared by the batch; of bce one a target."""
         settings = self.config.train
         device = self.popularity.device
         if settings.loss == "softmax":
             return torch.zeros(0, dtype=torch.int64, device=device)
         if settings.loss == "sampled_softmax" and settings.negatives_from == "batch":
-            chosen = torch.randint(len(target_P), (settings.negatives,), generator=generator)
-            return target_P[chosen.to(device)]
+            targets = torch.cat([target_P, others_Q[others_Q >= FIRST]])
+            return targets[torch.randint(len(targets), (settings.negatives,), generator=generator).to(device)]
         if settings.loss == "sampled_softmax" and settings.negatives_from == "popularity":
             drawn = torch.multinomial(self._drawn_by().cpu(), settings.negatives, replacement=True, generator=generator)
             return drawn.to(device)

@@ -86,6 +86,12 @@ class Histories:
         inside[ends[(ends >= 0) & (ends < len(inside))]] = False
         return self.time[:-1][inside], self.time[1:][inside]
 
+    def targets(self, examples: Examples) -> np.ndarray:
+        """The items of the targets of some windows, int64 [P]."""
+        count = examples.limit - examples.first
+        begin = self.offsets[examples.user] + examples.first
+        return self.item[np.repeat(begin - np.cumsum(count) + count, count) + np.arange(count.sum())]
+
     def events_of(self, user: int, stop: int | None = None) -> slice:
         """The rows of a user's first `stop` events, or of all."""
         start = int(self.offsets[user])

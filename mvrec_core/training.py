@@ -217,14 +217,14 @@ def _read(
     """
     settings = config.train
     kind = settings.weights.view if settings.weights is not None else None
+    in_batch = settings.loss == "sampled_softmax" and settings.negatives_from == "batch"
     for rows in batches:
-        parts = np.array_split(rows.mine, min(settings.accumulate, len(rows.mine)))
-        windows = (examples[part].padded(size(len(part))) for part in parts)
-        read = (
-            (collate(histories, some, kind), rows.share(examples, part))
-            for some, part in zip(windows, parts, strict=True)
-        )
-        yield [(batch.pinned() if pinned else batch, share) for batch, share in read]
+        read = []
+        for part in np.array_split(rows.mine, min(settings.accumulate, len(rows.mine))):
+            others = examples[np.setdiff1d(rows.all, part)] if in_batch else None
+            batch = collate(histories, examples[part].padded(size(len(part))), kind, others)
+            read.append((batch.pinned() if pinned else batch, rows.share(examples, part)))
+        yield read
 
 
 def _seed(seed: Sequence[int], generator: torch.Generator) -> None:

@@ -201,7 +201,7 @@ def test_what_negatives_are_drawn_by(tiny_encoder, plain_data, source, power):
     )
     histories = plain_data.histories(model.config)
     target = torch.from_numpy(histories.item[(histories.split == 0) & (histories.item >= FIRST)])
-    drawn = model._negatives(target, torch.Generator().manual_seed(0)).bincount(minlength=model.n_rows)
+    drawn = model._negatives(target, target[:0], torch.Generator().manual_seed(0)).bincount(minlength=model.n_rows)
     count = target.bincount(minlength=model.n_rows).double()
     assert drawn[:FIRST].tolist() == [0, 0] and int(drawn.sum()) == 4000
     expected = ((count + 1) ** power if source == "popularity" else count**power)[FIRST:]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mvrec_core.averaging import Average
 from mvrec_core.batch import collate
 from mvrec_core.batches import epoch_batches
+from mvrec_core.catalog import FIRST
 from mvrec_core.checkpoint import new_model
 from mvrec_core.errors import DataError
 from mvrec_core.learner import make_optimiser
@@ -115,6 +116,36 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tiny_encoder, plain_data
     overrides = ["model.dropout=0", "model.view_dropout=0", "train.epochs=1"]
     whole, parts = (trained(tiny_encoder, plain_data, f"train.accumulate={n}", *overrides)[1][0] for n in (1, 3))
     assert abs(whole.loss - parts.loss) < 1e-3 and whole.targets == parts.targets
+
+
+@pytest.mark.parametrize(("wanted", "parts"), [("batch", 1), ("batch", 2), ("popularity", 1)])
+def test_negatives_of_a_batch_are_targets_of_all_workers(tiny_encoder, plain_data, monkeypatch, wanted, parts):
+    """Each of two workers, and each part of what it reads, could draw any target of the batch."""
+    overrides = [f"train.negatives_from={wanted}", f"train.accumulate={parts}", "train.epochs=1"]
+    read: dict[int, list[list[int]]] = {}
+
+    class Reading(torch.nn.Module):
+        def __init__(self, model, rank):
+            super().__init__()
+            self.model, self.targets = model, read.setdefault(rank, [])
+
+        def forward(self, batch, generator):
+            own = batch.target[batch.target >= FIRST]
+            self.targets.append([own.tolist(), batch.others[batch.others >= FIRST].tolist()])
+            return self.model(batch, generator)
+
+    for rank in range(2):
+        config = tiny.config(tiny_encoder, "train.loss=sampled_softmax", *overrides)
+        shards = plain_data.shards(config)
+        workers = Workers(rank, 2, wrap=lambda model, rank=rank: Reading(model, rank))
+        assert list(fit(new_model(config, plain_data, shards), shards, config, workers))
+    if wanted != "batch":
+        assert not any(others for calls in read.values() for _, others in calls)
+        return
+    for start in range(0, len(read[0]), parts):
+        calls = [call for rank in read.values() for call in rank[start : start + parts]]
+        everything = sorted(target for own, _ in calls for target in own)
+        assert all(sorted(own + others) == everything for own, others in calls)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
