@@ -37,6 +37,7 @@ from mvrec_core.sequence_encoder import SequenceEncoder
 from mvrec_core.text import TextEncoder
 
 HIDDEN = 0.1  # share of the users to whom training does not tell when the next event happens
+MOST_DRAWN = 1 << 24  # rows that torch.multinomial draws from
 ROWS_GRAIN = 256  # rows of items or targets come in multiples of it, for few shapes, as in batch.rounded
 
 
@@ -60,8 +61,14 @@ class MVRec(nn.Module):
     bias: nn.Parameter
 
     def __init__(self, config: Config, catalog: Catalog, fitted: Fitted, popularity: Tensor):
-        """popularity [N]: train events of each catalogue row."""
+        """popularity [N]: train events of each catalogue row. Raises ConfigError."""
         super().__init__()
+        by_popularity = config.train.loss == "sampled_softmax" and config.train.negatives_from == "popularity"
+        if by_popularity and len(popularity) > MOST_DRAWN:
+            raise ConfigError(
+                f"train.negatives_from: 'popularity' draws from at most {MOST_DRAWN:,} rows, found {len(popularity):,}; "
+                "take uniform or batch"
+            )
         self.config = config
         dim = config.model.dim
         self.item_view_names = list(config.views_at("item"))

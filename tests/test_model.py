@@ -211,6 +211,13 @@ def test_what_negatives_are_drawn_by(tiny_encoder, plain_data, source, power):
     torch.testing.assert_close(share / share.sum(), expected / 4000, atol=1e-6, rtol=1e-4)
 
 
+def test_more_items_than_can_be_drawn_from_by_popularity(tiny_encoder, plain_data, monkeypatch):
+    monkeypatch.setattr("mvrec_core.model.MOST_DRAWN", 41)
+    with pytest.raises(ConfigError, match=r"^train.negatives_from: 'popularity' draws from at most 41 rows, found 42;"):
+        build(tiny_encoder, plain_data, "train.loss=sampled_softmax")
+    build(tiny_encoder, plain_data, "train.loss=sampled_softmax", "train.negatives_from=uniform")
+
+
 KINDS = ("view", "购买")
 
 
