@@ -66,8 +66,8 @@ class MVRec(nn.Module):
         by_popularity = config.train.loss == "sampled_softmax" and config.train.negatives_from == "popularity"
         if by_popularity and len(popularity) > MOST_DRAWN:
             raise ConfigError(
-                f"train.negatives_from: 'popularity' draws from at most {MOST_DRAWN:,} rows, found {len(popularity):,}; "
-                "take uniform or batch"
+                f"train.negatives_from: 'popularity' draws from at most {MOST_DRAWN:,} rows, "
+                f"found {len(popularity):,}; take uniform or batch"
             )
         self.config = config
         dim = config.model.dim
