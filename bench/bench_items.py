@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_prepare import ROOT, measured
+from bench_train import peak_kib
 from synthetic_log import SEED, START, YEAR
 
 from mvrec_core import checkpoint, ranking, training
@@ -88,8 +88,7 @@ def trains(path: Path) -> None:
         training.calibrate(model, shards, config, Workers())
         vectors, seen = ranking.catalogue(model)[1], reference(model, shards, config)
         checkpoint.save(config.run_dir / "checkpoint", model, data, vectors, {}, datasets.users(config), seen)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak": peak, "step_s": float(np.median(np.diff(began)))}))
+    print(json.dumps({"peak": peak_kib() * 1024, "step_s": float(np.median(np.diff(began)))}))
 
 
 def run(items: int, dim: int, root: Path) -> dict[str, float]:
