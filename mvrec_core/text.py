@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvrec_core import sharding, tuning
+from mvrec_core import tuning
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
 
@@ -131,10 +131,14 @@ class TextEncoder(nn.Module):
 
     def shard(self, device: str, workers: int) -> None:
         """Shares the encoder out over the workers, each of which calls it, and whatever runs the encoder, alike."""
+        from mvrec_core import sharding  # here, as importing it takes a second, which a service need not wait for
+
         sharding.shard(self.encoder, device, workers)
 
     def gather(self, wanted: bool) -> None:
         """Where it was shared out, it is whole again on the worker that wants it, and on the CPU; all have to call."""
+        from mvrec_core import sharding
+
         if not sharding.sharded(self.encoder):
             return
         weights = sharding.gathered(self.encoder.state_dict(), wanted)
