@@ -4,7 +4,8 @@
     python bench/bench_train.py --only reader,padding some of it
 
 rectools   the sequence model alone: our seconds of CPU an epoch, and RecTools' SASRec's; the same sequences, one thread
-ray        an epoch of the loop without Ray, and under Ray Train with one worker and with two
+ray        an epoch of the loop without Ray, and under Ray Train with one worker and with two: with batches of 256, and
+           with the configuration's 32, of which a step's fixed part is most
 reader     an epoch's batches made, and an epoch trained
 padding    of all steps of an epoch's batches, those that are none
 text       a training step whose texts are read with gradient, and the encoder's forward and backward pass alone; and
@@ -54,6 +55,7 @@ CONFIGS = ROOT / "pipelines" / "configs"
 RESULT = ROOT / "bench" / "results" / "train.json"
 NEWEST = 101  # events of a user that both of `rectools` read: 100 steps and the last target
 KILLS = 20
+LARGE = 256  # windows of a batch that is worth two workers
 PARTS = ("rectools", "ray", "reader", "padding", "text", "memory", "resume")
 
 
@@ -99,22 +101,30 @@ def rectools(runs: Path, peer: Path) -> dict[str, float]:
 
 
 def ray(runs: Path) -> dict[str, float]:
-    def under_ray(workers: int) -> list[float]:
+    def under_ray(workers: int, *overrides: str) -> list[float]:
         name = f"ray-{workers}"
         (runs / name).mkdir(exist_ok=True)
         if not (runs / name / "prepared").exists():
             (runs / name / "prepared").symlink_to((runs / "movielens-100k" / "prepared").absolute())
-        config = run("movielens-100k.yaml", runs, f"name={name}", f"train.workers={workers}", *few)
+        config = run("movielens-100k.yaml", runs, f"name={name}", f"train.workers={workers}", *few, *overrides)
         train(config, overwrite=True, log=quiet)
         lines = (config.run_dir / CURVES).read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["seconds"] for line in lines][1:-1]
 
+    def alone() -> list[float]:
+        return epochs(run("movielens-100k.yaml", runs, *few), clock=time.perf_counter)
+
     few = ["train.epochs=5", "train.validate_every=9", "train.refit=false"]
-    plain = epochs(run("movielens-100k.yaml", runs, *few), clock=time.perf_counter)
-    one, two = under_ray(1), under_ray(2)
-    plain += epochs(run("movielens-100k.yaml", runs, *few), clock=time.perf_counter)
-    one += under_ray(1)
-    return {"ray_over_plain": min(plain) / min(one), "workers_2_over_1": min(one) / min(two)}
+    plain, one, two = alone(), under_ray(1), under_ray(2)
+    plain, one = plain + alone(), one + under_ray(1)
+    large = f"train.batch_size={LARGE}"
+    one_large, two_large = under_ray(1, large), under_ray(2, large)
+    one_large, two_large = one_large + under_ray(1, large), two_large + under_ray(2, large)
+    return {
+        "ray_over_plain": min(plain) / min(one),
+        "workers_2_over_1": min(one_large) / min(two_large),
+        "workers_2_over_1_small": min(one) / min(two),
+    }
 
 
 def batches(config: Config) -> Iterator[Batch]:

@@ -35,9 +35,11 @@ from mvrec_core.past import Past, same
 from mvrec_core.repeats import Repeats
 from mvrec_core.sequence_encoder import SequenceEncoder
 from mvrec_core.text import TextEncoder
+from mvrec_core.workers import Workers
 
 HIDDEN = 0.1  # share of the users to whom training does not tell when the next event happens
 MOST_DRAWN = 1 << 24  # rows that torch.multinomial draws from
+ALONE = Workers()
 ROWS_GRAIN = 256  # rows of items or targets come in multiples of it, for few shapes, as in batch.rounded
 
 
@@ -248,10 +250,13 @@ class MVRec(nn.Module):
             vector, weight = self.fusion(views.z, views.present), views.present.float()
         else:
             vector, weight, _ = self._fused_items(views)
+        return self._sized(vector, None if self._id is None else views.present[..., self._id]), weight
+
+    def _sized(self, vector: Tensor, by_id: Tensor | None) -> Tensor:
         vector = F.normalize(vector.float(), dim=-1)
-        if self._id is not None:
-            vector = torch.where(views.present[..., self._id, None], vector, vector * self.certainty)
-        return vector, weight
+        if by_id is not None:
+            vector = torch.where(by_id[..., None], vector, vector * self.certainty)
+        return vector
 
     def _fused_items(self, views: ItemViews) -> tuple[Tensor, Tensor, Tensor]:
         return self.fusion(views.z, views.present, slice(len(self.item_view_names)))
@@ -262,17 +267,21 @@ class MVRec(nn.Module):
         """Unit vectors [B, D] after the last step of each; the rest as in user_vectors, for less work."""
         if isinstance(self.fusion, LinearFusion):
             return self.user_vectors(batch, views, row)[torch.arange(len(row), device=row.device), batch.length]
-        return F.normalize(self.sequence(self._steps(batch, views, row), batch.length).float(), dim=-1)
+        item_nD, _, mass_n = self._fused_items(views)
+        return F.normalize(self.sequence(self._steps(batch, item_nD, mass_n, row), batch.length).float(), dim=-1)
 
     def user_vectors(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
         """Unit vectors [B, T, D] after each step. `views` of the batch's items, row [B, L] where each step's is."""
         if isinstance(self.fusion, LinearFusion):
             return self._linear_users(views.z[row], views.present[row])
-        return F.normalize(self.sequence(self._steps(batch, views, row)).float(), dim=-1)
-
-    def _steps(self, batch: Batch, views: ItemViews, row: Tensor) -> Tensor:
-        """h [B, T, D]: what is known before any event, then the fused steps."""
         item_nD, _, mass_n = self._fused_items(views)
+        return self._users(batch, item_nD, mass_n, row)
+
+    def _users(self, batch: Batch, item_nD: Tensor, mass_n: Tensor, row: Tensor) -> Tensor:
+        return F.normalize(self.sequence(self._steps(batch, item_nD, mass_n, row)).float(), dim=-1)
+
+    def _steps(self, batch: Batch, item_nD: Tensor, mass_n: Tensor, row: Tensor) -> Tensor:
+        """h [B, T, D]: what is known before any event, then the fused steps. item_nD, mass_n: items' fused views."""
         step_BLD, mass_BL = F.embedding(row, item_nD), F.embedding(row, mass_n[:, None]).squeeze(-1)
         if self.event_view_names:
             events = _stack([self._event_view(name, batch) for name in self.event_view_names])
@@ -317,8 +326,12 @@ class MVRec(nn.Module):
 
     # training
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The loss of a batch, a scalar: the mean over its targets."""
+    def forward(self, batch: Batch, generator: torch.Generator, workers: Workers = ALONE) -> Tensor:
+        """The loss of a batch, a scalar: the mean over its targets.
+
+        workers: where they gather and all need the whole catalogue, each makes the vectors of a part of it. Not of
+        texts that are read with gradient: each reads those of its own batch.
+        """
         settings = self.config.train
         batch = self._untold(batch)
         wanted = batch.target >= FIRST
@@ -331,15 +344,24 @@ class MVRec(nn.Module):
         needed = (
             torch.arange(self.n_rows, device=touched.device) if everything else torch.cat([touched, sampled]).unique()
         )
-        needed = F.pad(needed, (0, -len(needed) % ROWS_GRAIN), value=PAD)  # few shapes, as in batch.rounded
         live = None
         if self.text is not None and self.text.tuned:
             live = self.text.choose_live(touched, generator)
-        views = self.item_views(needed, live)
+        divided = everything and workers.gather is not None and live is None and isinstance(self.fusion, GatedFusion)
+        grain = math.lcm(ROWS_GRAIN, workers.size if divided else 1)
+        needed = F.pad(needed, (0, -len(needed) % grain), value=PAD)  # few shapes, as in batch.rounded
         place = torch.zeros(self.n_rows, dtype=torch.int64, device=needed.device)
         place[needed] = torch.arange(len(needed), device=needed.device)
-        items_nD, _ = self.item_vectors(views)
-        users_BTD = self.user_vectors(batch, views, place[batch.item])
+        if divided and workers.gather is not None:
+            item_mD, _, mass_m = self._fused_items(self.item_views(needed.view(workers.size, -1)[workers.rank]))
+            gathered = workers.gather(torch.cat([item_mD, mass_m[:, None]], 1))
+            item_nD, mass_n = gathered[:, :-1], gathered[:, -1]
+            items_nD = self._sized(item_nD, None if self._id is None else self.known[needed])
+            users_BTD = self._users(batch, item_nD, mass_n, place[batch.item])
+        else:
+            views = self.item_views(needed, live)
+            items_nD, _ = self.item_vectors(views)
+            users_BTD = self.user_vectors(batch, views, place[batch.item])
         users_PD = users_BTD.flatten(0, 1).index_select(0, wanted.flatten().nonzero()[:, 0])
         past = Past.of(batch, wanted, self.known)
         mass_BTL = None

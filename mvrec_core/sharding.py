@@ -1,5 +1,5 @@
-"""A module whose weights, gradients and moments are shared out over the workers (FSDP; Zhao et al., VLDB 2023): each
-holds its part of every tensor, and gathers those of a layer while it computes it."""
+"""What is shared out over the workers: a module's weights, gradients and moments (FSDP; Zhao et al., VLDB 2023), of
+which each holds its part and gathers those of a layer while it computes it; and rows that each computes a part of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_single_autograd, wait_tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -70,3 +72,9 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     for kind in kinds.values():
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
     return norm
+
+
+def gather_rows(mine: Tensor) -> Tensor:
+    """[m, ...] of each worker -> [workers * m, ...] by rank; each gets the gradients that all have of its rows, added.
+    Needs torch's process group."""
+    return wait_tensor(all_gather_single_autograd(mine.contiguous(), 0, dist.group.WORLD))  # type: ignore[arg-type]

@@ -187,7 +187,7 @@ def _train_epoch(
                 batch = batch.to(workers.device)
                 with _synchronised(parallel, place == len(parts) - 1):
                     with autocast(config, workers.device):
-                        loss = parallel(batch, generator) * share
+                        loss = parallel(batch, generator, workers) * share
                     loss.backward()
                 count = (batch.target >= FIRST).sum()
                 empty = (batch.item == PAD).sum()
@@ -220,7 +220,8 @@ def _read(
     in_batch = settings.loss == "sampled_softmax" and settings.negatives_from == "batch"
     for rows in batches:
         read = []
-        for part in np.array_split(rows.mine, min(settings.accumulate, len(rows.mine))):
+        parts = min(settings.accumulate, len(rows.all) // rows.workers)  # as many on every worker
+        for part in np.array_split(rows.mine, parts):
             others = examples[np.setdiff1d(rows.all, part)] if in_batch else None
             batch = collate(histories, examples[part].padded(size(len(part))), kind, others)
             read.append((batch.pinned() if pinned else batch, rows.share(examples, part)))

@@ -28,6 +28,7 @@ from mvrec_core.reading import parse_config
 from mvrec_core.reference import reference
 from mvrec_core.resume import States
 from mvrec_core.sequences import TEST, VALID
+from mvrec_core.sharding import gather_rows
 from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
 from pipelines import datasets, trackers
@@ -197,7 +198,8 @@ def join(settings: dict[str, Any]) -> tuple[Config, Workers]:
             model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
 
-    return config, Workers(context.get_world_rank(), context.get_world_size(), str(device), wrap, add)
+    size = context.get_world_size()
+    return config, Workers(context.get_world_rank(), size, str(device), wrap, add, gather_rows if size > 1 else None)
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -130,13 +130,13 @@ def windows_read(data, config, folder, worker, stop_at=None):
             super().__init__()
             self.model = model
 
-        def forward(self, batch, generator):
+        def forward(self, batch, *others):
             nonlocal batches
             if batches == stop_at:
                 raise Stopped
             batches += 1
             read.extend(tuple(row[row > 1].tolist()) for row in batch.target)
-            return self.model(batch, generator)
+            return self.model(batch, *others)
 
     shards = data.shards(config)
     kept = States(folder, "x", say=lambda line: None)

@@ -1,4 +1,4 @@
-"""A text encoder that is shared out over the workers."""
+"""A text encoder, and the vectors of items, that are shared out over the workers."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def test_each_worker_holds_its_part_and_training_is_the_same(tiny_encoder, tmp_p
     one, other = (load_file(tmp_path / name / FIRST / "tensors.safetensors") for name in ("there", "alone"))
     assert one.keys() == other.keys()
     assert distance(one, other) < CLOSE
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.accumulate=3", "evaluate.exclude_seen=false"]])
+def test_each_worker_makes_the_vectors_of_its_part_of_the_items_and_training_is_the_same(
+    tiny_encoder, tmp_path, overrides
+):
+    same = ["train.epochs=2", "train.precision=fp32", "model.dropout=0", "model.view_dropout=0", *overrides]
+    command = [sys.executable, HERE / "divided.py", tiny_encoder, tmp_path, *same]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": "."})
+    assert out.returncode == 0, out.stderr
+    assert json.loads((tmp_path / "made.json").read_text()) == {"whole": [48], "divided": [24]}
+    whole, divided = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "divided"))
+    assert distance(divided, whole) < CLOSE
 
 
 def test_tensors_that_are_not_shared_out_are_what_they_are():

@@ -129,10 +129,10 @@ def test_negatives_of_a_batch_are_targets_of_all_workers(tiny_encoder, plain_dat
             super().__init__()
             self.model, self.targets = model, read.setdefault(rank, [])
 
-        def forward(self, batch, generator):
+        def forward(self, batch, *others):
             own = batch.target[batch.target >= FIRST]
             self.targets.append([own.tolist(), batch.others[batch.others >= FIRST].tolist()])
-            return self.model(batch, generator)
+            return self.model(batch, *others)
 
     for rank in range(2):
         config = tiny.config(tiny_encoder, "train.loss=sampled_softmax", *overrides)
