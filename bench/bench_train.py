@@ -194,7 +194,8 @@ def text(runs: Path) -> dict[str, float]:
         row = model.text.text_of[item]
         said += int((row < len(model.text.cache) - 1).sum())
         encoded += len(row[row < len(model.text.cache) - 1].unique())
-        live = model.text.choose_live(item, torch.Generator().manual_seed(place))
+        every = torch.arange(model.n_rows)
+        live = model.text.choose_live(item, every, torch.Generator().manual_seed(place)).row
         began = time.process_time()
         with training.autocast(config, "cpu"):
             vectors = model.text.encode(model.text.ids[live], model.text.size[live])

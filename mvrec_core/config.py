@@ -203,7 +203,7 @@ class TextEncoderConfig(Node):
     lr: float = Field(2e-5, gt=0)  # the encoder's own learning rate
     max_tokens: int = Field(64, ge=4)
     ridge: float = Field(0.1, gt=0)  # of the mean variance, added to each direction's before whitening
-    live: int = Field(128, ge=1)  # distinct texts of a step read with gradient; the others come from the cache
+    live: int = Field(128, ge=1)  # distinct texts of a step read with gradient, half of items it only scores against
     refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
     compile: bool = False  # its layers, by torch.compile: pays on a GPU with a large encoder that is tuned
 

@@ -81,10 +81,7 @@ class Learner:
             "averaged": self.average.steps,
             "text": pattern,
         }
-        own = {}
-        if text is not None and text.tuned and workers.size > 1:  # each worker has read other texts since the refresh
-            own["cache"] = text.cache
-        return State(progress, gathered(tensors, workers.rank == 0), own)
+        return State(progress, gathered(tensors, workers.rank == 0))
 
     def restore(self, state: State) -> tuple[Progress, Tensors]:
         """Where training stands, and the best weights so far."""
@@ -113,8 +110,6 @@ class Learner:
         text = self.model.text
         if text is not None:
             text.resume(parts["text"], pattern)
-            if "cache" in state.own:
-                text.cache.copy_(state.own["cache"])
         return at, best
 
 

@@ -34,7 +34,7 @@ from mvrec_core.fusion import GatedFusion, LinearFusion
 from mvrec_core.past import Past, same
 from mvrec_core.repeats import Repeats
 from mvrec_core.sequence_encoder import SequenceEncoder
-from mvrec_core.text import TextEncoder
+from mvrec_core.text import Live, TextEncoder
 from mvrec_core.workers import Workers
 
 HIDDEN = 0.1  # share of the users to whom training does not tell when the next event happens
@@ -199,7 +199,7 @@ class MVRec(nn.Module):
 
     # items
 
-    def item_views(self, item: Tensor, live: Tensor | None = None) -> ItemViews:
+    def item_views(self, item: Tensor, live: Live | None = None) -> ItemViews:
         """int64 [n] catalogue rows -> their item-level views; `live` as in TextEncoder.forward."""
         encoded = []
         for name in self.item_view_names:
@@ -346,7 +346,7 @@ class MVRec(nn.Module):
         )
         live = None
         if self.text is not None and self.text.tuned:
-            live = self.text.choose_live(touched, generator)
+            live = self.text.choose_live(touched, needed, generator)
         divided = everything and workers.gather is not None and live is None and isinstance(self.fusion, GatedFusion)
         grain = math.lcm(ROWS_GRAIN, workers.size if divided else 1)
         needed = F.pad(needed, (0, -len(needed) % grain), value=PAD)  # few shapes, as in batch.rounded

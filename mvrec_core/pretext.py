@@ -53,7 +53,7 @@ class Pretext(nn.Module):
         needed, row_BL = batch.item.unique(return_inverse=True)
         live = None
         if model.text is not None and model.text.tuned:
-            live = model.text.choose_live(needed, generator)
+            live = model.text.choose_live(needed, needed[:0], generator)
         views = model.item_views(needed, live)
         hidden_BL, profile_B = self._choose(batch, views, row_BL, generator)
         states_BTD = model.user_vectors(*self._hide(batch, views, row_BL, hidden_BL, profile_B))

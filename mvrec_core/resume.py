@@ -2,8 +2,7 @@
 
 step-0000000120/        optimiser steps done
     state.json          what it is a state of, and where training stands
-    tensors.safetensors what is the same on every worker: weights, their average, the best ones, the optimiser's moments
-    rank-0.safetensors  what is not, where there is such a thing
+    tensors.safetensors the same on every worker: weights, their average, the best ones, the optimiser's moments
     manifest.json       sha256 of each file
 """
 
@@ -33,12 +32,10 @@ class State:
     """
     progress: where training stands, as JSON has it
     tensors:  the same on every worker
-    own:      this worker's
     """
 
     progress: dict[str, Any]
     tensors: Tensors
-    own: Tensors
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,14 @@ class States:
         if not step:
             return None
         there = self._of_step(step)
-        own = there / f"rank-{workers.rank}.safetensors"
-        if not own.is_file():  # there were fewer workers, or nothing differs
-            own = there / "rank-0.safetensors"
         progress = json.loads((there / "state.json").read_text(encoding="utf-8"))["progress"]
-        return State(progress, load_file(there / "tensors.safetensors"), load_file(own) if own.is_file() else {})
+        return State(progress, load_file(there / "tensors.safetensors"))
 
     def save(self, step: int, state: State, workers: Workers) -> None:
         """Every worker calls it after the same step. Raises ResourceError where the disk is full."""
         aside = self.directory / f"{self._of_step(step).name}.tmp"
         try:
             aside.mkdir(parents=True, exist_ok=True)
-            if state.own:
-                _write(state.own, aside / f"rank-{workers.rank}.safetensors")
             if workers.rank == 0:
                 _write(state.tensors, aside / "tensors.safetensors")
                 tree = {"of": self.of, "progress": state.progress}

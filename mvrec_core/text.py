@@ -6,6 +6,7 @@ Shapes: N catalogue rows (PAD and UNKNOWN included), X distinct texts, H hidden 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,18 @@ from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
 
 CHUNK = 128  # texts encoded together
+
+
+@dataclass(frozen=True)
+class Live:
+    """Texts that a step reads with gradient: m rows of the cache, drawn from more, and what the gradient of each
+    counts, so that their sum is on average that of all that they were drawn from.
+
+    row int64 [m], weight float [m]
+    """
+
+    row: Tensor
+    weight: Tensor
 
 
 class TextEncoder(nn.Module):
@@ -57,30 +70,39 @@ class TextEncoder(nn.Module):
     def tuned(self) -> bool:
         return self.config.tune != "frozen"
 
-    def forward(self, item: Tensor, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """item int64 [n] -> vectors [n, H] and present bool [n]. `live`: rows of the cache to encode now, with
-        gradient; they enter the cache."""
-        row = self.text_of[item]
+    def forward(self, item: Tensor, live: Live | None = None) -> tuple[Tensor, Tensor]:
+        """item int64 [n] -> vectors [n, H] and present bool [n]. All vectors are those of the cache, so that none shows
+        by its age what it is to the step; the gradient of live ones goes to the encoder."""
         table = self.cache
-        if live is not None and len(live):
-            fresh = self._standard(self.encode(self.ids[live], self.size[live]))
-            self.cache[live] = fresh.detach()
-            table = self.cache.detach().clone().index_put((live,), fresh)
+        if live is not None:
+            fresh = self._standard(self.encode(self.ids[live.row], self.size[live.row]))
+            table = table.index_add(0, live.row, (fresh - fresh.detach()) * live.weight[:, None])
+        row = self.text_of[item]
         return F.embedding(row, table), row < len(self.cache) - 1
 
     def _standard(self, vectors: Tensor) -> Tensor:
         with torch.autocast(vectors.device.type, enabled=False):  # whitening lifts what bf16 would round
             return (vectors.float() - self.centre) @ self.whiten
 
-    def choose_live(self, item: Tensor, generator: torch.Generator) -> Tensor:
-        """At most config.live distinct texts of these items, drawn without replacement; one even where there is none,
-        so that every parameter takes part in every step."""
-        rows = self.text_of[item].unique()
-        rows = rows[rows < len(self.cache) - 1]
-        if not len(rows):
-            return torch.zeros(1, dtype=torch.int64, device=item.device)
-        order = torch.randperm(len(rows), generator=generator)[: self.config.live]
-        return rows[order.to(rows.device)]
+    def choose_live(self, item: Tensor, others: Tensor, generator: torch.Generator) -> Live:
+        """At most config.live distinct texts, drawn without replacement: half of them, or what these leave over, of
+        `others`, items [m] that a step only scores against, and the rest of `item` [n], what its users had and have
+        next. With the texts of `item` alone all would move towards the users: nothing would hold the others back. One
+        even where there is none, so that every parameter takes part in every step."""
+        last = len(self.cache) - 1
+        first, rest = self.text_of[item].unique(), self.text_of[others].unique()
+        first = first[first < last]
+        rest = rest[(rest < last) & ~torch.isin(rest, first)]
+        if not len(first) + len(rest):
+            return Live(torch.zeros(1, dtype=torch.int64, device=item.device), torch.ones(1, device=item.device))
+        limit = self.config.live
+        taken = min(len(first), limit - min(len(rest), limit // 2))
+        rows, weights = [], []
+        for among, count in ((first, taken), (rest, min(len(rest), limit - taken))):
+            drawn = torch.randperm(len(among), generator=generator)[:count]
+            rows.append(among[drawn.to(among.device)])
+            weights.append(torch.full((count,), len(among) / max(1, count), device=item.device))
+        return Live(torch.cat(rows), torch.cat(weights))
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -22,6 +22,7 @@ from sharded import SIZE, add, trained, wrap
 import mvrec_core.model
 from mvrec_core.model import MVRec
 from mvrec_core.sharding import gather_rows
+from mvrec_core.text import Live
 from mvrec_core.workers import Workers
 
 
@@ -37,7 +38,7 @@ def worker(rank: int, encoder: str, folder: Path, overrides: list[str]) -> None:
     for name, workers in (("whole", together), ("divided", replace(together, gather=gather_rows))):
         counts = made.setdefault(name, [])
 
-        def counted(model: MVRec, item: torch.Tensor, live: torch.Tensor | None = None, counts: list[int] = counts):
+        def counted(model: MVRec, item: torch.Tensor, live: Live | None = None, counts: list[int] = counts):
             if model.training:
                 counts.append(len(item))
             return item_views(model, item, live)

@@ -48,7 +48,7 @@ def states(directory: Path, of: str = "x", **more) -> tuple[States, list[str]]:
 
 
 def a_state(value: float) -> State:
-    return State({"value": value}, {"weights": torch.full((3,), value)}, {})
+    return State({"value": value}, {"weights": torch.full((3,), value)})
 
 
 def test_the_last_states_are_kept_and_the_newest_is_read(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
-from mvrec_core.text import TextEncoder
+from mvrec_core.text import Live, TextEncoder
 
 TEXTS = ["title: 流浪地球", "title: b", None, "title: a longer one 12", "title: b"]
 
@@ -79,24 +79,52 @@ def test_a_text_alone_and_among_longer_ones_is_the_same(frozen):
     torch.testing.assert_close(frozen.embed(["title: b", TEXTS[3]])[:1], vector, atol=1e-5, rtol=1e-4)
 
 
-def test_live_texts_enter_the_cache_without_touching_the_others(tiny_encoder):
+def test_live_texts_have_their_gradient_and_the_value_of_the_last_refresh(tiny_encoder):
     text = encoder(tiny_encoder, tune="full")
-    before = text.cache.clone()
+    before, item, towards = text.cache.clone(), torch.tensor([3, 2, 5]), torch.randn(3, 32)
     with torch.no_grad():
         for parameter in text.encoder.parameters():
             parameter.mul_(1.1)
-    live = text.text_of[[3]]
-    vector, _ = text(torch.tensor([3, 2]), live)
-    others = [row for row in range(3) if row != int(live)]
-    assert torch.equal(text.cache[others], before[others]) and not torch.equal(text.cache[live], before[live])
-    torch.testing.assert_close(vector[0], text.cache[live[0]])
+    row = text.text_of[item]
+    fresh = text._standard(text.encode(text.ids[row], text.size[row]))
+    assert not torch.allclose(fresh, before[row], atol=1e-3)
+    weight = text.encoder.embeddings.word_embeddings.weight
+    expected = torch.autograd.grad((fresh * towards).sum(), weight)[0]
+    vector, _ = text(item, text.choose_live(item, torch.arange(0), torch.Generator().manual_seed(0)))
+    assert torch.equal(vector, before[row]) and torch.equal(text.cache, before)
+    torch.testing.assert_close(torch.autograd.grad((vector * towards).sum(), weight)[0], expected)
+
+
+def test_some_texts_have_on_average_the_gradient_of_all(tiny_encoder):
+    text, draw = encoder(tiny_encoder, tune="full", live=2), torch.Generator().manual_seed(0)
+    item, others, towards = torch.tensor([3, 2]), torch.arange(7), torch.randn(7, 32)
+    weight = text.encoder.embeddings.word_embeddings.weight
+
+    def gradient(live):
+        vector, _ = text(others, live)
+        return torch.autograd.grad((vector * towards).sum(), weight)[0]
+
+    every = gradient(Live(torch.arange(3), torch.ones(3)))
+    some = torch.stack([gradient(text.choose_live(item, others, draw)) for _ in range(400)])
+    assert (some[0] - every).norm() > 0.1 * every.norm()
+    assert (some.mean(0) - every).norm() < 0.1 * every.norm()
 
 
 def test_at_most_so_many_live_texts_and_never_none(tiny_encoder):
     text, draw = encoder(tiny_encoder, tune="full", live=2), torch.Generator().manual_seed(0)
-    rows = text.choose_live(torch.arange(7), draw)
-    assert len(rows) == 2 and len(rows.unique()) == 2
-    assert text.choose_live(torch.tensor([0, 4]), draw).tolist() == [0]
+    nothing = torch.arange(0)
+    live = text.choose_live(torch.arange(7), nothing, draw)
+    assert len(live.row.unique()) == 2 and live.weight.tolist() == [1.5, 1.5]
+    assert text.choose_live(torch.tensor([0, 4]), nothing, draw).row.tolist() == [0]
+
+
+def test_half_of_the_live_texts_are_of_items_that_are_only_scored_against(tiny_encoder):
+    text, draw = encoder(tiny_encoder, tune="full", live=2), torch.Generator().manual_seed(0)
+    live = text.choose_live(torch.tensor([3, 6, 2]), torch.arange(7), draw)
+    first, rest = live.row.tolist()
+    assert first in text.text_of[[3, 2]] and rest == text.text_of[5] and live.weight.tolist() == [2, 1]
+    wide = encoder(tiny_encoder, tune="full", live=9).choose_live(torch.tensor([3]), torch.arange(7), draw)
+    assert sorted(wide.row.tolist()) == [0, 1, 2] and wide.weight.tolist() == [1, 1, 1]
 
 
 def test_no_text_at_all(tiny_encoder):
@@ -118,5 +146,5 @@ def test_a_step_encodes_its_live_texts_once_and_no_other(tiny_encoder, monkeypat
     encode = text.encode
     monkeypatch.setattr(text, "encode", lambda ids, size: seen.append(len(ids)) or encode(ids, size))
     item = torch.tensor([3, 6, 3, 2, 6])  # the texts of 3 and 6 are the same
-    text(item, text.choose_live(item, torch.Generator().manual_seed(0)))
+    text(item, text.choose_live(item, torch.arange(0), torch.Generator().manual_seed(0)))
     assert seen == [2]

@@ -31,11 +31,11 @@ def encoder(path, **settings):
 
 
 def learn(text, steps=1, lr=0.05):
-    """Steps of AdamW that push the vectors of the live texts towards the same point; what is in the cache is new."""
+    """Steps of AdamW that push the vectors of the live texts towards the same point; then the cache is new."""
     optimiser = torch.optim.AdamW([p for p in text.parameters() if p.requires_grad], lr)
     text.attach(optimiser, steps)
     for _ in range(steps):
-        live = text.choose_live(torch.arange(7), torch.Generator().manual_seed(0))
+        live = text.choose_live(torch.arange(7), torch.arange(0), torch.Generator().manual_seed(0))
         optimiser.zero_grad()
         (text(torch.arange(7), live)[0][2:] - 1).pow(2).mean().backward()
         optimiser.step()
@@ -63,7 +63,9 @@ def test_a_mode_trains_its_parameters_and_no_other(tiny_encoder, tune, count, pa
     names = learning(text)
     assert len(names) == count and all(part in name for name in names)
     if count:
-        text(torch.arange(7), text.choose_live(torch.arange(7), torch.Generator().manual_seed(0)))[0].sum().backward()
+        text(torch.arange(7), text.choose_live(torch.arange(7), torch.arange(0), torch.Generator().manual_seed(0)))[
+            0
+        ].sum().backward()
     assert {name for name, p in text.encoder.named_parameters() if p.grad is not None} == set(names)
 
 
@@ -154,7 +156,7 @@ def test_adalora_shares_out_its_ranks(tiny_encoder, tmp_path):
     text.attach(optimiser, 20)
     seen = []
     for _ in range(20):
-        live = text.choose_live(torch.arange(7), torch.Generator().manual_seed(0))
+        live = text.choose_live(torch.arange(7), torch.arange(0), torch.Generator().manual_seed(0))
         optimiser.zero_grad()
         (text(torch.arange(7), live)[0][2:] - 1).pow(2).mean().backward()
         optimiser.step()
