@@ -347,14 +347,14 @@ class MVRec(nn.Module):
         live = None
         if self.text is not None and self.text.tuned:
             live = self.text.choose_live(touched, needed, generator)
-        divided = everything and workers.gather is not None and live is None and isinstance(self.fusion, GatedFusion)
-        grain = math.lcm(ROWS_GRAIN, workers.size if divided else 1)
+        gather = workers.gather if everything and live is None and isinstance(self.fusion, GatedFusion) else None
+        grain = ROWS_GRAIN if gather is None else math.lcm(ROWS_GRAIN, workers.size)
         needed = F.pad(needed, (0, -len(needed) % grain), value=PAD)  # few shapes, as in batch.rounded
         place = torch.zeros(self.n_rows, dtype=torch.int64, device=needed.device)
         place[needed] = torch.arange(len(needed), device=needed.device)
-        if divided and workers.gather is not None:
+        if gather is not None:
             item_mD, _, mass_m = self._fused_items(self.item_views(needed.view(workers.size, -1)[workers.rank]))
-            gathered = workers.gather(torch.cat([item_mD, mass_m[:, None]], 1))
+            gathered = gather(torch.cat([item_mD, mass_m[:, None]], 1))
             item_nD, mass_n = gathered[:, :-1], gathered[:, -1]
             items_nD = self._sized(item_nD, None if self._id is None else self.known[needed])
             users_BTD = self._users(batch, item_nD, mass_n, place[batch.item])

@@ -63,9 +63,8 @@ def test_a_mode_trains_its_parameters_and_no_other(tiny_encoder, tune, count, pa
     names = learning(text)
     assert len(names) == count and all(part in name for name in names)
     if count:
-        text(torch.arange(7), text.choose_live(torch.arange(7), torch.arange(0), torch.Generator().manual_seed(0)))[
-            0
-        ].sum().backward()
+        live = text.choose_live(torch.arange(7), torch.arange(0), torch.Generator().manual_seed(0))
+        text(torch.arange(7), live)[0].sum().backward()
     assert {name for name, p in text.encoder.named_parameters() if p.grad is not None} == set(names)
 
 
