@@ -9,9 +9,11 @@ import threading
 from serve.__main__ import Stopped, _connect, _stop_on_signals, _wait_until_reachable
 from serve.ingress import prepare_environment
 
+DEADLINE_S = 10.0
+
 
 def main(port: int) -> None:
-    folder = prepare_environment(port)
+    folder = prepare_environment(port, DEADLINE_S)
     _connect(own_ray=True)
     from ray import serve
     from starlette.requests import Request

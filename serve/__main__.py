@@ -19,7 +19,7 @@ from typing import Any
 from mvrec_core.addresses import nobody_listens
 from mvrec_core.config import ServeConfig
 from mvrec_core.errors import CheckpointError, MVRecError, ResourceError
-from serve.ingress import check_port, prepare_environment
+from serve.ingress import answer_within_s, check_port, prepare_environment
 from serve.keys import read_keys
 from serve.last_known import last_known
 from serve.settings import serve_settings
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         if own_ray:  # elsewhere ports and environment are those of the cluster's nodes
             read_keys(settings.api_keys)  # what is wrong with them shows here, at once
             check_port(settings.host, settings.port)
-            folder = prepare_environment(settings.port)
+            folder = prepare_environment(settings.port, settings.deadline_s)
             if folder is None:
                 print(
                     "warning: without HAProxy requests pass Ray Serve's Python proxy, which is slower", file=sys.stderr
@@ -153,7 +153,11 @@ def _deploy(served: str, settings: ServeConfig, own_ray: bool) -> None:
     print(f"Loading {served} ...", flush=True)
     serve.start(
         proxy_location="HeadOnly" if own_ray else "EveryNode",
-        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": 1.5 * settings.deadline_s},
+        http_options={
+            "host": settings.host,
+            "port": settings.port,
+            "request_timeout_s": answer_within_s(settings.deadline_s),
+        },
     )
     try:
         serve.run(application(served, settings), name=APP_NAME, route_prefix="/")

@@ -8,6 +8,7 @@ for. A variable that the user has set is left alone.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import socket
@@ -29,6 +30,7 @@ HELPER_FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
+NOTICED_S = 12.0  # after which HAProxy sends no more to a replica that stands still: two checks of 5 s fail
 LONGEST_FOLDER = 20  # a Unix socket's path has at most 107 bytes, and Ray adds a node id of 56 and a name
 
 
@@ -65,10 +67,16 @@ def _starts(binary: str) -> bool:
         return False
 
 
-def prepare_environment(taken_port: int) -> Path | None:
+def answer_within_s(deadline_s: float) -> float:
+    """The most seconds that a request waits at a replica, which itself answers within `deadline_s` unless it stands
+    still. Not fewer than NOTICED_S, or who asks again would come to the same replica."""
+    return max(1.5 * deadline_s, NOTICED_S)
+
+
+def prepare_environment(taken_port: int, deadline_s: float) -> Path | None:
     """Sets the variables; returns the folder for HAProxy's files, to be removed at the end, or None without HAProxy.
 
-    `taken_port` is the service's own, which a helper must not get.
+    `taken_port` is the service's own, which a helper must not get; `deadline_s` as in ServeConfig.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -79,6 +87,7 @@ def prepare_environment(taken_port: int) -> Path | None:
     if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] != "1":
         os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")  # throughput mode would turn it on
         return None
+    os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S", str(math.ceil(answer_within_s(deadline_s))))
     taken = {taken_port}
     for name, usual in HELPER_PORTS.items():
         if name not in os.environ:

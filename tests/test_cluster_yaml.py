@@ -16,6 +16,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "15",
 }
 STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
 
