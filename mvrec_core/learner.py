@@ -18,6 +18,7 @@ from mvrec_core.workers import Workers
 
 WARMUP = 0.05  # share of the steps over which the learning rate rises
 SCALAR_RATE = 10.0  # tau and b have further to go than a weight of a matrix
+FUSED_FROM = 1 << 24  # parameters: as many are updated faster by one kernel, on a CPU too, with other last bits
 SUMS = ("loss", "targets", "padding", "places", "norm", "steps")
 
 
@@ -131,10 +132,11 @@ def make_optimiser(model: MVRec, config: Config) -> torch.optim.Optimizer:
             rate *= SCALAR_RATE if parameter.ndim == 0 else 1.0
             decay = config.train.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((text, rate, decay), []).append(parameter)
+    large = sum(parameter.numel() for parameters in groups.values() for parameter in parameters) >= FUSED_FROM
     return torch.optim.AdamW(
         [{"params": parameters, "lr": rate, "weight_decay": decay} for (_, rate, decay), parameters in groups.items()],
         betas=(0.9, 0.98),
-        fused=model.popularity.is_cuda,
+        fused=large or model.popularity.is_cuda,
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvrec_core import learner
 from mvrec_core.averaging import Average
 from mvrec_core.batch import collate
 from mvrec_core.batches import epoch_batches
@@ -254,6 +256,22 @@ def test_the_text_encoder_learns_at_its_own_rate(tiny_encoder, plain_data):
     assert rate[id(model.bias)] == rate[id(model.log_tau)] == (0.1, 0.0)
     assert rate[id(model.encoders["id"].embedding.weight)] == (0.01, 0.01)
     assert len(rate) == len(list(model.parameters()))
+
+
+def test_the_update_of_a_large_model_in_one_kernel_is_the_same_but_for_last_bits(plain_model, plain_data, monkeypatch):
+    ends = []
+    for least in (learner.FUSED_FROM, 0):
+        monkeypatch.setattr(learner, "FUSED_FROM", least)
+        model = copy.deepcopy(plain_model)
+        optimiser = make_optimiser(model, model.config)
+        for seed in range(3):
+            draw = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            optimiser.step()
+        ends.append([parameter.detach() for parameter in model.parameters()])
+        assert optimiser.param_groups[0]["fused"] == (least == 0)
+    torch.testing.assert_close(*ends, atol=1e-6, rtol=1e-5)
 
 
 def test_encode_gives_the_vector_after_the_last_step(plain_model, plain_data):
