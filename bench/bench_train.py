@@ -5,7 +5,8 @@
 
 rectools   the sequence model alone: our seconds of CPU an epoch, and RecTools' SASRec's; the same sequences, one thread
 ray        an epoch of the loop without Ray, and under Ray Train with one worker and with two: with batches of 256, and
-           with the configuration's 32, of which a step's fixed part is most
+           with the configuration's 32, of which a step's fixed part is most; and of two workers that do their halves of
+           the batches of 256 without a word to each other, which is what the two cores have to give
 reader     an epoch's batches made, and an epoch trained
 padding    of all steps of an epoch's batches, those that are none
 text       a training step whose texts are read with gradient, and the encoder's forward and backward pass alone with
@@ -45,7 +46,6 @@ from mvrec_core.config import Config
 from mvrec_core.learner import Learner
 from mvrec_core.reading import load_config
 from mvrec_core.sequences import Examples, train_examples
-from mvrec_core.shards import Shards
 from mvrec_core.workers import Workers
 from pipelines import datasets
 from pipelines.cluster import connect
@@ -57,6 +57,7 @@ CONFIGS = ROOT / "pipelines" / "configs"
 RESULT = ROOT / "bench" / "results" / "train.json"
 NEWEST = 101  # events of a user that both of `rectools` read: 100 steps and the last target
 KILLS = 20
+ALONE = Workers()
 TEXTS = 16  # batches of `text`, of which the first is not counted
 LARGE = 256  # windows of a batch that is worth two workers
 PARTS = ("rectools", "ray", "reader", "padding", "text", "memory", "resume")
@@ -70,14 +71,13 @@ def quiet(_: str) -> None:
     pass
 
 
-def epochs(config: Config, shards: Shards | None = None, clock: Callable[[], float] = time.process_time) -> list[float]:
+def epochs(config: Config, clock: Callable[[], float] = time.process_time, workers: Workers = ALONE) -> list[float]:
     """Seconds of each epoch but the first and the last, which is validated too, of the loop without Ray."""
-    data, stored = datasets.training(config)
-    shards = shards or stored
+    data, shards = datasets.training(config)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     times = [clock()]
-    for _ in training.fit(new_model(config, data, shards), shards, config, Workers()):
+    for _ in training.fit(new_model(config, data, shards), shards, config, workers):
         times.append(clock())
     return np.diff(times)[1:-1].tolist()
 
@@ -121,13 +121,28 @@ def ray(runs: Path) -> dict[str, float]:
     plain, one, two = alone(), under_ray(1), under_ray(2)
     plain, one = plain + alone(), one + under_ray(1)
     large = f"train.batch_size={LARGE}"
-    one_large, two_large = under_ray(1, large), under_ray(2, large)
-    one_large, two_large = one_large + under_ray(1, large), two_large + under_ray(2, large)
+    one_large, two_large, two_apart = [], [], []
+    for _ in range(2):
+        one_large += under_ray(1, large)
+        two_large += under_ray(2, large)
+        two_apart += apart(runs, 2, *few, large)
     return {
         "ray_over_plain": min(plain) / min(one),
         "workers_2_over_1": min(one_large) / min(two_large),
+        "apart_2_over_1": min(one_large) / min(two_apart),
         "workers_2_over_1_small": min(one) / min(two),
     }
+
+
+def apart(runs: Path, workers: int, *overrides: str) -> list[float]:
+    """Seconds of the epochs of workers that know nothing of each other, side by side; of each epoch the longest."""
+    command = [sys.executable, __file__, "--runs", str(runs), "--apart"]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(workers), *overrides], stdout=subprocess.PIPE, text=True)
+        for rank in range(workers)
+    ]
+    lines = [process.communicate()[0].splitlines()[-1] for process in processes]
+    return [max(seconds) for seconds in zip(*map(json.loads, lines), strict=True)]
 
 
 def batches(config: Config) -> Iterator[Batch]:
@@ -284,6 +299,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--trains", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--prepares", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--apart", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.trains:
@@ -291,6 +307,11 @@ def main() -> None:
         return
     if given.prepares:
         prepares(given.prepares, given.runs)
+        return
+    if given.apart:
+        rank, size, *overrides = given.apart
+        config = run("movielens-100k.yaml", given.runs, *overrides)
+        print(json.dumps(epochs(config, time.perf_counter, Workers(int(rank), int(size)))))
         return
     chosen = given.only.split(",")
     found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
