@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-from mvrec_core.config import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
+from mvrec_core.data import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
 from mvrec_core.errors import ConfigError
 from mvrec_core.schema import instant
 from mvrec_core.sequences import TEST, TRAIN, VALID

@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 
 from mvrec_core.catalog import FIRST, PAD, Vocabulary
-from mvrec_core.config import Config, View
+from mvrec_core.config import Config
+from mvrec_core.views import View
 
 MISSING_TIME = np.iinfo(np.int64).min
 MAX_VALUES = 16  # of a multi-valued category; more are cut

@@ -17,12 +17,13 @@ from torch import Tensor
 from mvrec_core.answers import Recommended
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import OF_EVENTS, Config
+from mvrec_core.config import Config
 from mvrec_core.errors import RequestError
 from mvrec_core.features import item_features
 from mvrec_core.index import NOTHING
 from mvrec_core.model import ItemViews, MVRec
 from mvrec_core.requests import Item, read_features
+from mvrec_core.views import OF_EVENTS
 
 CHUNK = 32  # items encoded together
 

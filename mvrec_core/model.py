@@ -18,7 +18,7 @@ from mvrec_core import graph, losses
 from mvrec_core.batch import Batch
 from mvrec_core.calibration import Scaling
 from mvrec_core.catalog import FIRST, PAD, Catalog
-from mvrec_core.config import Config, GraphView
+from mvrec_core.config import Config
 from mvrec_core.encoders import (
     CategoryEncoder,
     Encoders,
@@ -35,6 +35,7 @@ from mvrec_core.past import Past, same
 from mvrec_core.repeats import Repeats
 from mvrec_core.sequence_encoder import SequenceEncoder
 from mvrec_core.text import Live, TextEncoder
+from mvrec_core.views import GraphView
 from mvrec_core.workers import Workers
 
 HIDDEN = 0.1  # share of the users to whom training does not tell when the next event happens

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mvrec_core.batch import Batch
 from mvrec_core.catalog import FIRST, PAD
-from mvrec_core.config import View
 from mvrec_core.encoders import calendar
 from mvrec_core.features import MISSING_TIME
 from mvrec_core.model import ItemViews, MVRec
+from mvrec_core.views import View
 
 HIDDEN = 0.3  # share of the steps at which a view is hidden, and of the users of whom one is
 TEMPERATURE = 0.1  # of all contrasts

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Union
 import yaml
 from pydantic import ValidationError
 
-from mvrec_core.config import Config, Node
+from mvrec_core.config import Config
 from mvrec_core.errors import ConfigError, nearest
+from mvrec_core.node import Node
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from mvrec_core.attributes import Condition
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import CategoryView, Config, NumberView, TextView, VectorView
+from mvrec_core.config import Config
 from mvrec_core.errors import RequestError
 from mvrec_core.features import MISSING_TIME, Fitted
 from mvrec_core.schema import read_value, read_vectors
 from mvrec_core.sequences import TRAIN, Histories
+from mvrec_core.views import CategoryView, NumberView, TextView, VectorView
 
 MICROSECONDS = 1_000_000
 

@@ -19,8 +19,9 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from mvrec_core.attributes import Between, Condition, OneOf
-from mvrec_core.config import Node, Range
+from mvrec_core.data import Range
 from mvrec_core.errors import ConfigError, nearest
+from mvrec_core.node import Node
 
 
 def _text(value: object) -> object:

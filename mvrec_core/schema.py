@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from mvrec_core.config import CategoryView, Clean, Config, NumberView, TextView, TimeUnit, VectorView, View
+from mvrec_core.config import Config
+from mvrec_core.data import Clean, TimeUnit
 from mvrec_core.errors import ConfigError
+from mvrec_core.views import CategoryView, NumberView, TextView, VectorView, View
 
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 LIST = pl.List(pl.String)

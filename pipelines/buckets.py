@@ -13,9 +13,11 @@ import polars as pl
 import pyarrow as pa
 
 from mvrec_core import cleaning
-from mvrec_core.config import CategoryView, Config, Core, NumberView, VectorView, View
+from mvrec_core.config import Config
+from mvrec_core.data import Core
 from mvrec_core.sealed import sha256
 from mvrec_core.sequences import TEST, TRAIN, VALID
+from mvrec_core.views import CategoryView, NumberView, VectorView, View
 from pipelines import files, spool
 
 PART = "bucket={:04d}/part-0.parquet"

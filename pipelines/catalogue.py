@@ -10,9 +10,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from mvrec_core.config import OF_EVENTS, Config
+from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.sequences import TRAIN
+from mvrec_core.views import OF_EVENTS
 from pipelines import files
 from pipelines.buckets import Made, fit, sums
 from pipelines.spool import VALUES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 
 IDS = ("user_id", "item_id", "timestamp")
 

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from mvrec_core.errors import DataError
 from pipelines import decoded
 from pipelines.cells import as_json, distinct, read

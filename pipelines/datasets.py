@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 
 from mvrec_core.catalog import Catalog
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import OF_EVENTS, Config
+from mvrec_core.config import Config
 from mvrec_core.errors import DataError
 from mvrec_core.features import Fitted
 from mvrec_core.sequences import Histories
 from mvrec_core.shards import Shards
+from mvrec_core.views import OF_EVENTS
 from pipelines.catalogue import SCHEMA_VERSION
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from mvrec_core.errors import ConfigError, DataError, first_line
 from mvrec_core.places import place
 from pipelines.locations import form_of

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.json
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from pipelines import decoded
 from pipelines.cells import LIST, read
 from pipelines.chunk import IDS, Chunk, frame_of, theirs_of

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from mvrec_core.errors import DataError, first_line
 from mvrec_core.places import URI, place
 

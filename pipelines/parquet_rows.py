@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from mvrec_core.places import place
 from pipelines.cells import as_json, read
 from pipelines.chunk import Chunk, frame_of, theirs_of

@@ -22,9 +22,11 @@ import polars as pl
 import pyarrow as pa
 
 from mvrec_core import cleaning
-from mvrec_core.config import Config, Temporal, VectorView
+from mvrec_core.config import Config
+from mvrec_core.data import Temporal
 from mvrec_core.errors import ConfigError, DataError, nearest
 from mvrec_core.schema import Columns, instant
+from mvrec_core.views import VectorView
 from pipelines import buckets, catalogue, files, locations, manifests, prepare_report, raw, spool, tables, vectors
 from pipelines.buckets import Made
 from pipelines.cluster import connect, cores

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from mvrec_core.errors import DataError, nearest
 from pipelines import csv_rows, jsonl_rows, parquet_rows
 from pipelines.chunk import IDS, Chunk, theirs_of

@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvrec_core.cleaning import surely_beyond
-from mvrec_core.config import Config, NumberView, Source
+from mvrec_core.config import Config
+from mvrec_core.data import Source
 from mvrec_core.schema import Columns, invalid_ids, left_out, read_ids, read_timestamps, read_value, unreadable
+from mvrec_core.views import NumberView
 from pipelines import files, locations, raw
 from pipelines.chunk import Chunk
 

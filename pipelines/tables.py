@@ -15,7 +15,8 @@ from typing import Literal, TypeGuard
 
 import polars as pl
 
-from mvrec_core.config import OF_EVENTS, Config, NumberView, TableSource, Temporal, TextView, VectorView, View
+from mvrec_core.config import Config
+from mvrec_core.data import TableSource, Temporal
 from mvrec_core.errors import DataError
 from mvrec_core.schema import (
     LIST,
@@ -28,6 +29,7 @@ from mvrec_core.schema import (
     shown,
     unreadable,
 )
+from mvrec_core.views import OF_EVENTS, NumberView, TextView, VectorView, View
 from pipelines import raw
 from pipelines.vectors import Vectors
 

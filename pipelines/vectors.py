@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mvrec_core.config import Source, VectorView
+from mvrec_core.data import Source
 from mvrec_core.errors import DataError
 from mvrec_core.schema import read_ids, read_vectors
+from mvrec_core.views import VectorView
 from pipelines import locations, raw
 
 

@@ -22,8 +22,8 @@ from pyarrow.fs import FileType
 from pydantic import Field, ValidationError, model_validator
 
 from mvrec_core import places
-from mvrec_core.config import Node
 from mvrec_core.errors import ConfigError, MVRecError, ResourceError, first_line
+from mvrec_core.node import Node
 from mvrec_core.recommender import Recommender
 from mvrec_core.releases import local, send
 from serve.trial import try_out

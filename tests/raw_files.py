@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from mvrec_core.errors import ConfigError, DataError
 from pipelines import raw
 

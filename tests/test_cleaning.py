@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvrec_core import cleaning
-from mvrec_core.config import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
+from mvrec_core.data import Clean, Core, LastN, LeaveOneOut, Rate, Temporal
 from mvrec_core.errors import ConfigError
 from mvrec_core.schema import left_out
 from mvrec_core.sequences import TEST, TRAIN, VALID

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 
 from mvrec_core.catalog import Vocabulary
-from mvrec_core.config import CategoryView, NumberView, TimeView
 from mvrec_core.features import MAX_VALUES, MISSING_TIME, Fitted
+from mvrec_core.views import CategoryView, NumberView, TimeView
 
 FITTED = Fitted({"genre": Vocabulary(["a", "科幻"])}, {"price": (10.0, 4.0), "flat": (3.0, 0.0)})
 GENRE = CategoryView(kind="category", level="item", column="genre")

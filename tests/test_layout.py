@@ -13,6 +13,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors",
     "addresses",
+    "node",
+    "data",
+    "views",
     "config",
     "reading",
     "places",

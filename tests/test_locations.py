@@ -11,7 +11,7 @@ import pytest
 from pyarrow.fs import FileSystem
 from raw_files import NAMES, ROWS, numbered, read, refusal, write
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from pipelines import locations, raw
 
 

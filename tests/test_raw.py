@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_files import NAMES, ROWS, numbered, read, read_bad, read_whole, refusal, write
 
-from mvrec_core.config import Source
+from mvrec_core.data import Source
 from pipelines import decoded, locations, parquet_rows, raw
 
 # formats
@@ -177,7 +177,7 @@ def test_a_wrong_byte_far_down(tmp_path):
 def test_a_process_that_drops_a_reader_of_another_encoding_ends(tmp_path):
     file = write(tmp_path / "log.csv", [("甲", "乙", "1")] * 100_000, encoding="gb18030")
     code = (
-        "import sys; from mvrec_core.config import Source; from pipelines import decoded, raw\n"
+        "import sys; from mvrec_core.data import Source; from pipelines import decoded, raw\n"
         "decoded.BLOCK = 1 << 14\n"
         "for _ in range(20): print(len(next(raw.chunks(sys.argv[1], Source(path='', encoding='gb18030'), ())).rows))"
     )

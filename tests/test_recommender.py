@@ -10,10 +10,10 @@ import torch
 from mvrec_core import checkpoint
 from mvrec_core.answers import Answer
 from mvrec_core.attributes import Between, OneOf
-from mvrec_core.config import TextView
 from mvrec_core.errors import CheckpointError, RequestError
 from mvrec_core.recommender import Recommender
 from mvrec_core.requests import Candidate, Event, Request, read_texts
+from mvrec_core.views import TextView
 
 DEC_1 = 1_512_086_400.0
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvrec_core.config import CategoryView, NumberView, TextView
 from mvrec_core.schema import invalid_ids, read_ids, read_timestamps, read_value, tidy, unreadable
+from mvrec_core.views import CategoryView, NumberView, TextView
 
 
 def times(values: list, unit: str = "s", dtype=pl.String) -> list[int | None]:

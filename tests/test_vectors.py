@@ -16,12 +16,12 @@ import torch
 from mvrec_core import checkpoint, ranking, training
 from mvrec_core.catalog import FIRST, Catalog
 from mvrec_core.checkpoint import Data
-from mvrec_core.config import VectorView
 from mvrec_core.errors import ConfigError, DataError, RequestError
 from mvrec_core.features import Fitted
 from mvrec_core.reading import parse_config
 from mvrec_core.recommender import Candidate, Recommender, Request
 from mvrec_core.shards import Shards
+from mvrec_core.views import VectorView
 from mvrec_core.workers import Workers
 from pipelines import catalogue, tables, vectors
 from pipelines.buckets import fit, sums
