@@ -5,6 +5,7 @@ import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["NUMBA_DISABLE_JIT"] = "1"  # ranx would compile for a minute what runs for a second
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
