@@ -11,7 +11,8 @@ reader     an epoch's batches made, and an epoch trained
 padding    of all steps of an epoch's batches, those that are none
 text       a training step whose texts are read with gradient, and the encoder's forward and backward pass alone with
            the same texts: the median of the steps' ratios, as one step's texts are longer than another's; and how
-           often a text of a step would be encoded if each place where it stands encoded it
+           often a text of a step would be encoded if each place where it stands encoded it; and with the last layer
+           alone tuned, a step that runs the others anew, and one that has kept what they give
 memory     the peak of a process that trains on ten times the events
 resume     trainings that are killed at a random step and go on: how many end with the same bits
 
@@ -46,7 +47,7 @@ from mvrec_core.config import Config
 from mvrec_core.learner import Learner
 from mvrec_core.reading import load_config
 from mvrec_core.sequences import Examples, train_examples
-from mvrec_core.workers import Workers
+from mvrec_core.workers import ALONE, Workers
 from pipelines import datasets
 from pipelines.cluster import connect
 from pipelines.prepare import prepare
@@ -57,7 +58,6 @@ CONFIGS = ROOT / "pipelines" / "configs"
 RESULT = ROOT / "bench" / "results" / "train.json"
 NEWEST = 101  # events of a user that both of `rectools` read: 100 steps and the last target
 KILLS = 20
-ALONE = Workers()
 TEXTS = 16  # batches of `text`, of which the first is not counted
 LARGE = 256  # windows of a batch that is worth two workers
 PARTS = ("rectools", "ray", "reader", "padding", "text", "memory", "resume")
@@ -190,24 +190,33 @@ def padding(_: Path) -> dict[str, float]:
     return {"padding": max(shares.values(), default=float("nan")), **{f"padding_{n}": s for n, s in shares.items()}}
 
 
-def text(runs: Path) -> dict[str, float]:
-    config = run("movielens-100k.yaml", runs, "model.text.tune=full")
+def new_learner(config: Config) -> Learner:
     data, shards = datasets.training(config)
-    model = new_model(config, data, shards)
+    learner = Learner(new_model(config, data, shards), config, 100)
+    learner.model.train()
+    return learner
+
+
+def step(learner: Learner, batch: Batch, seed: int) -> float:
+    """Its seconds."""
+    began = time.process_time()
+    with training.autocast(learner.config, "cpu"):
+        loss = learner.model(batch, torch.Generator().manual_seed(seed))
+    loss.backward()
+    learner.step()
+    return time.process_time() - began
+
+
+def text(runs: Path) -> dict[str, float]:
     torch.set_num_threads(1)
-    learner = Learner(model, config, 100)
+    config = run("movielens-100k.yaml", runs, "model.text.tune=full")
+    learner = new_learner(config)
+    model = learner.model
     some = [batch for place, batch in zip(range(TEXTS), batches(config), strict=False)]
     ratios, said, encoded = [], 0, 0
     assert model.text is not None
-    model.train()
     for place, batch in enumerate(some):
-        generator = torch.Generator().manual_seed(place)
-        began = time.process_time()
-        with training.autocast(config, "cpu"):
-            loss = model(batch, generator)
-        loss.backward()
-        learner.step()
-        whole = time.process_time() - began
+        whole = step(learner, batch, place)
         item = torch.cat([batch.item.flatten(), batch.target.flatten()])
         row = model.text.text_of[item]
         said += int((row < len(model.text.cache) - 1).sum())
@@ -220,7 +229,21 @@ def text(runs: Path) -> dict[str, float]:
         vectors.sum().backward()
         ratios.append((time.process_time() - began) / whole)
         learner.optimiser.zero_grad()
-    return {"text_over_bare": median(ratios[1:]), "distinct_factor": said / encoded}
+    return {
+        "text_over_bare": median(ratios[1:]),
+        "distinct_factor": said / encoded,
+        "anew_over_kept": anew_over_kept(runs, some),
+    }
+
+
+def anew_over_kept(runs: Path, some: list[Batch]) -> float:
+    """Of a step with tune last_n: its seconds where frozen layers run anew, to those where what they give is kept."""
+    anew, kept = (new_learner(run("movielens-100k.yaml", runs, "model.text.tune=last_n")) for _ in range(2))
+    assert kept.model.text is not None
+    with training.autocast(kept.config, "cpu"):
+        kept.model.text.keep_frozen()
+    ratios = [step(anew, batch, place) / step(kept, batch, place) for place, batch in enumerate(some)]
+    return median(ratios[1:])
 
 
 def memory(runs: Path) -> dict[str, float]:

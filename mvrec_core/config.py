@@ -22,6 +22,7 @@ class TextEncoderConfig(Node):
     max_tokens: int = Field(64, ge=4)
     ridge: float = Field(0.1, gt=0)  # of the mean variance, added to each direction's before whitening
     live: int = Field(128, ge=1)  # distinct texts of a step read with gradient, half of items it only scores against
+    keep_mb: float = Field(2048.0, ge=0)  # of what layers frozen below last_n give for the texts; more is not kept
     refresh_epochs: int = Field(1, ge=1)  # the cache is computed anew after so many epochs
     compile: bool = False  # its layers, by torch.compile: pays on a GPU with a large encoder that is tuned
 

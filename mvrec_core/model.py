@@ -36,11 +36,10 @@ from mvrec_core.repeats import Repeats
 from mvrec_core.sequence_encoder import SequenceEncoder
 from mvrec_core.text import Live, TextEncoder
 from mvrec_core.views import GraphView
-from mvrec_core.workers import Workers
+from mvrec_core.workers import ALONE, Workers
 
 HIDDEN = 0.1  # share of the users to whom training does not tell when the next event happens
 MOST_DRAWN = 1 << 24  # rows that torch.multinomial draws from
-ALONE = Workers()
 ROWS_GRAIN = 256  # rows of items or targets come in multiples of it, for few shapes, as in batch.rounded
 
 
@@ -168,11 +167,12 @@ class MVRec(nn.Module):
         return len(self.popularity)
 
     @torch.no_grad()
-    def refresh_texts(self) -> None:
-        """Encodes every text anew, and finds the company that items of a like text keep."""
+    def refresh_texts(self, workers: Workers = ALONE) -> None:
+        """Encodes every text anew, and finds the company that items of a like text keep. All workers
+        have to call it."""
         if self.text is None:
             return
-        self.text.refresh()
+        self.text.refresh(workers)
         row = torch.arange(self.n_rows, device=self.popularity.device)
         vector, there = self.text(row)
         for name, view in self._graphs().items():

@@ -119,7 +119,8 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
     generator = _seeded(config, workers)
     if model.text is not None:
         with autocast(config, workers.device):
-            model.refresh_texts()
+            model.text.keep_frozen(workers)
+            model.refresh_texts(workers)
     for number in range(1, config.pretrain.epochs + 1):
         began = time.perf_counter()
         model.train()
@@ -134,7 +135,7 @@ def fit(model: MVRec, histories: Histories, config: Config, workers: Workers) ->
         total = workers.add(total)
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
-                model.refresh_texts()
+                model.refresh_texts(workers)
         means = {
             name: float(s / n) for name, s, n in zip(pretext.parts, *total.unbind(), strict=True) if n
         }  # a part that never came up has no mean

@@ -5,7 +5,8 @@ Shapes: N catalogue rows (PAD and UNKNOWN included), X distinct texts, H hidden 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from mvrec_core import tuning
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
+from mvrec_core.frozen_layers import FrozenLayers
+from mvrec_core.workers import ALONE, Workers
 
 CHUNK = 128  # texts encoded together
 
@@ -55,6 +58,7 @@ class TextEncoder(nn.Module):
         self.base = tuning.fingerprint(encoder) if config.save == "adapter" else None
         self.encoder = tuning.prepared(encoder, config)
         self.hidden = int(encoder.config.hidden_size)
+        self.below: FrozenLayers | None = None  # what is below those that learn, once it is kept
         distinct = sorted({text for text in texts if text})
         place = {text: row for row, text in enumerate(distinct)}
         rows = [len(distinct)] * FIRST + [place[text] if text else len(distinct) for text in texts]
@@ -75,7 +79,7 @@ class TextEncoder(nn.Module):
         by its age what it is to the step; the gradient of live ones goes to the encoder."""
         table = self.cache
         if live is not None:
-            fresh = self._standard(self.encode(self.ids[live.row], self.size[live.row]))
+            fresh = self._standard(self._read(live.row))
             table = table.index_add(0, live.row, (fresh - fresh.detach()) * live.weight[:, None])
         row = self.text_of[item]
         return F.embedding(row, table), row < len(self.cache) - 1
@@ -104,30 +108,69 @@ class TextEncoder(nn.Module):
             weights.append(torch.full((count,), len(among) / max(1, count), device=item.device))
         return Live(torch.cat(rows), torch.cat(weights))
 
+    def train(self, mode: bool = True) -> TextEncoder:
+        """No dropout in layers that do not learn: what they give is the same in each step, kept or not."""
+        super().train(mode)
+        if self.config.tune == "last_n":
+            self.encoder.eval()
+            tuning.layers(self.encoder)[-self.config.last_n :].train(mode)
+        return self
+
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Encodes every distinct text anew, without dropout."""
+    def keep_frozen(self, workers: Workers = ALONE) -> None:
+        """Keeps what the frozen layers give for each text, if they are frozen below some that learn and it takes at
+        most config.keep_mb: steps then run those that learn alone. All workers have to call it; with the same bits."""
+        tokens = int(self.size.sum())
+        lower = self.config.tune == "last_n" and self.config.last_n < len(tuning.layers(self.encoder))
+        if not lower or not 4e-6 * tokens * self.hidden <= self.config.keep_mb:
+            return
+        below = FrozenLayers(self.encoder, self.config.last_n, self.size)
+        rows = (row for row in self._shares(workers) if len(row))
+        below.keep(rows, lambda row: self._hidden(self.ids[row], self.size[row])[0], workers.add)
+        self.below = below
+
+    def _shares(self, workers: Workers) -> Iterator[Tensor]:
+        """Rows [n] of the texts, of a like length, that this worker reads, until all are read; n may be 0 at the end,
+        so that all workers have as many."""
+        order = self.size[: len(self.cache) - 1].argsort()
+        for start in range(0, len(order), CHUNK * workers.size):
+            yield order[start + CHUNK * workers.rank :][:CHUNK]
+
+    @torch.no_grad()
+    def refresh(self, workers: Workers = ALONE) -> None:
+        """Encodes every distinct text anew, without dropout: each worker a part of them, for all, who have to call it.
+        The bits are those of one worker."""
         training = self.training
         self.eval()
         texts = self.cache[:-1]
-        order = self.size[: len(texts)].argsort()
-        for start in range(0, len(order), CHUNK):
-            rows = order[start : start + CHUNK]
-            self.cache[rows] = self.encode(self.ids[rows], self.size[rows]).to(self.cache.dtype)
+        texts.zero_()
+        for row in self._shares(workers):
+            some = row if len(row) else row.new_zeros(1)  # an encoder that is shared out runs on all workers or on none
+            self.cache[row] = self._read(some)[: len(row)].to(self.cache.dtype)
         if len(texts):
+            texts.copy_(workers.add(texts))
             self.centre.copy_(texts.mean(0))
             self.whiten.copy_(_whitening(texts, self.config.ridge))
             texts.copy_(self._standard(texts))
         self.train(training)
 
+    def _read(self, row: Tensor) -> Tensor:
+        """Rows [n] of the cache -> the texts' vectors [n, H] as of now, not standardised."""
+        with self.below.given(row) if self.below is not None else nullcontext():
+            return self.encode(self.ids[row], self.size[row])
+
     def encode(self, ids: Tensor, size: Tensor) -> Tensor:
         """Token ids [n, I] and lengths [n] -> [n, H], the mean over each text's tokens."""
+        hidden, mask = self._hidden(ids, size)
+        return (hidden * mask[..., None]).sum(1).float() / size[:, None]
+
+    def _hidden(self, ids: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output for each token [n, longest, H], and where there is one [n, longest]."""
         shortest, longest = (int(length) for length in size.aminmax())
         longest = min(-(-longest // 8) * 8, ids.shape[1])  # few shapes, as in collate
         mask = torch.arange(longest, device=ids.device) < size[:, None]
         padded = mask.long() if shortest < longest else None  # without one, attention has a faster kernel on a GPU
-        hidden = self.encoder(input_ids=ids[:, :longest].long(), attention_mask=padded).last_hidden_state
-        return (hidden * mask[..., None]).sum(1).float() / size[:, None]
+        return self.encoder(input_ids=ids[:, :longest].long(), attention_mask=padded).last_hidden_state, mask
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:

@@ -83,12 +83,15 @@ def fit(
     windows = sum(len(train_examples(histories, config.model.max_len, before=before)) for histories in shards)
     if windows < workers.size or settings.batch_size < workers.size:
         raise _too_few(windows, config, workers)
+    if model.text is not None and not config.train.shard_text:
+        with autocast(config, workers.device):
+            model.text.keep_frozen(workers)
     learner = Learner(model, config, epochs * max(1, windows // settings.batch_size))
     at, best = Progress(), Tensors()
     state = states.newest(workers) if states is not None else None
     if state is None or (model.text is not None and not model.text.tuned):
         with autocast(config, workers.device):
-            model.refresh_texts()
+            model.refresh_texts(workers)
     if state is not None:
         at, best = learner.restore(state)
     if model.text is not None:
@@ -106,7 +109,7 @@ def fit(
         learner.average.swap()
         if model.text is not None and model.text.tuned and number % config.model.text.refresh_epochs == 0:
             with autocast(config, workers.device):
-                model.refresh_texts()
+                model.refresh_texts(workers)
         sums, is_best = None, False
         if refit is None and (number % settings.validate_every == 0 or number == epochs):
             sums = _validate(model, shards, config, workers)

@@ -58,14 +58,14 @@ def prepared(encoder: Any, config: TextEncoderConfig) -> Any:
     """The encoder, changed so that just the parameters of config.tune learn. Raises ConfigError."""
     encoder.requires_grad_(config.tune == "full")
     if config.tune == "last_n":
-        layers = _layers(encoder)
-        if config.last_n > len(layers):
+        every = layers(encoder)
+        if config.last_n > len(every):
             raise ConfigError(
-                f"model.text.last_n: expected at most the encoder's {len(layers)} layers, found {config.last_n}"
+                f"model.text.last_n: expected at most the encoder's {len(every)} layers, found {config.last_n}"
             )
-        layers[-config.last_n :].requires_grad_(True)
+        every[-config.last_n :].requires_grad_(True)
     if config.tune == "adapter":
-        for layer in _layers(encoder):
+        for layer in layers(encoder):
             dense = layer.output.dense
             if not isinstance(dense, nn.Sequential):  # else it has learnt before and goes on
                 parts = OrderedDict(base=dense, adapter=Bottleneck(dense.out_features, config.rank))
@@ -76,7 +76,7 @@ def prepared(encoder: Any, config: TextEncoderConfig) -> Any:
             raise ConfigError(
                 "model.text.compile: expected a C compiler on this machine (CC, cc, gcc, clang), found none"
             )
-        for layer in _layers(encoder):
+        for layer in layers(encoder):
             layer.compile()
     return _low_rank(encoder, config) if config.tune in LOW_RANK else encoder
 
@@ -249,21 +249,22 @@ def _adapted(directory: Path) -> Any:
     return merged(encoder, config)
 
 
-def _layers(encoder: Any) -> Any:
-    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-    if layers is None:
+def layers(encoder: Any) -> Any:
+    """Those of a bare encoder, a ModuleList. Raises ConfigError for a family whose layers lie elsewhere."""
+    found = getattr(getattr(encoder, "encoder", None), "layer", None)
+    if found is None:
         raise ConfigError(
             "model.text.tune: last_n and adapter, and model.text.compile, expect a model of BERT's layers, "
             f"found {type(encoder).__name__}"
         )
-    return layers
+    return found
 
 
 def _without_bottlenecks(encoder: Any) -> tuple[dict[str, Tensor], int]:
     """Takes them out of the encoder: their weights by name, and their width."""
     weights = {name: value for name, value in encoder.state_dict().items() if ".dense.adapter." in name}
     width = 0
-    for layer in _layers(encoder) if weights else ():
+    for layer in layers(encoder) if weights else ():
         width = layer.output.dense.adapter.down.out_features
         layer.output.dense = layer.output.dense.base
     return weights, width

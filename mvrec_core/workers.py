@@ -24,3 +24,6 @@ class Workers:
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
     add: Callable[[Tensor], Tensor] = lambda tensor: tensor
     gather: Callable[[Tensor], Tensor] | None = None
+
+
+ALONE = Workers()

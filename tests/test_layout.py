@@ -32,6 +32,7 @@ ORDER = (
     "workers",
     "sharding",
     "tuning",
+    "frozen_layers",
     "text",
     "encoders",
     "repeats",

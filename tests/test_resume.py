@@ -32,7 +32,12 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize(
     ("kills", "overrides"),
-    [(4, ["train.epochs=3"]), (1, ["model.text.tune=adalora", "train.epochs=2"]), (1, ["model.text.tune=full"])],
+    [
+        (4, ["train.epochs=3"]),
+        (1, ["model.text.tune=adalora", "train.epochs=2"]),
+        (1, ["model.text.tune=full"]),
+        (1, ["model.text.tune=last_n"]),
+    ],
 )
 def test_a_killed_training_ends_with_the_bits_of_one_left_alone(tiny_encoder, kills, overrides):
     command = [sys.executable, HERE / "killed.py", str(kills), "0", tiny_encoder, *overrides]

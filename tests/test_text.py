@@ -6,6 +6,7 @@ import torch
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
 from mvrec_core.text import Live, TextEncoder
+from mvrec_core.workers import Workers
 
 TEXTS = ["title: 流浪地球", "title: b", None, "title: a longer one 12", "title: b"]
 
@@ -46,6 +47,23 @@ def test_a_vector_is_the_mean_over_the_tokens(frozen, tiny_encoder, place):
 
 def test_texts_differ(frozen):
     assert float(torch.pdist(frozen.cache[:3]).min()) > 0.1
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_workers_share_a_refresh_out_and_get_the_bits_of_one(tiny_encoder, monkeypatch, size):
+    monkeypatch.setattr("mvrec_core.text.CHUNK", 1)
+    text = encoder(tiny_encoder)
+    whole, parts = text.cache.clone(), []
+
+    def heard(mine):
+        parts.append(mine.clone())
+        return mine
+
+    for rank in range(size):
+        text.refresh(Workers(rank, size, add=heard))
+    assert sorted(int((part != 0).any(1).sum()) for part in parts) == {2: [1, 2], 4: [0, 1, 1, 1]}[size]
+    text.refresh(Workers(0, size, add=lambda mine: mine + sum(parts[1:])))
+    assert torch.equal(text.cache, whole)
 
 
 def test_a_refresh_encodes_each_distinct_text_once(tiny_encoder, monkeypatch):
