@@ -122,7 +122,7 @@ class TextEncoder(nn.Module):
         most config.keep_mb: steps then run those that learn alone. All workers have to call it; with the same bits."""
         tokens = int(self.size.sum())
         lower = self.config.tune == "last_n" and self.config.last_n < len(tuning.layers(self.encoder))
-        if not lower or not 4e-6 * tokens * self.hidden <= self.config.keep_mb:
+        if not lower or 4e-6 * tokens * self.hidden > self.config.keep_mb:
             return
         below = FrozenLayers(self.encoder, self.config.last_n, self.size)
         rows = (row for row in self._shares(workers) if len(row))
