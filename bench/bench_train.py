@@ -87,20 +87,15 @@ def rectools(runs: Path, peer: Path) -> dict[str, float]:
     only = [f"data.clean.max_history={NEWEST}", "train.batch_size=128", "train.epochs=6", "train.validate_every=9"]
     config = run("movielens-100k.yaml", runs, "name=alone", "model.dropout=0.2", *views, *only)
     prepare(config, log=quiet)
-    theirs = json.loads(
-        subprocess.run(
-            [peer, ROOT / "bench" / "peer_rectools.py", config.data.events[0].paths[0], str(NEWEST)],
-            capture_output=True, text=True, check=True,
-        ).stdout.splitlines()[-1]
-    )  # fmt: skip
+    command = [peer, ROOT / "bench" / "peer_rectools.py", config.data.events[0].paths[0], str(NEWEST)]
     _, shards = datasets.training(config)
     windows = sum(len(train_examples(histories, 100)) for histories in shards)
-    ours = windows / min(epochs(config))
-    return {
-        "rectools_sequences_s": theirs["sequences"] / theirs["seconds"],
-        "our_sequences_s": ours,
-        "ratio_rectools": ours * theirs["seconds"] / theirs["sequences"],
-    }
+    theirs, ours = 0.0, 0.0
+    for _ in range(3):  # one after the other: what else the machine does, it does to both
+        told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        theirs = max(theirs, told["sequences"] / told["seconds"])
+        ours = max(ours, windows / min(epochs(config)))
+    return {"rectools_sequences_s": theirs, "our_sequences_s": ours, "ratio_rectools": ours / theirs}
 
 
 def ray(runs: Path) -> dict[str, float]:
