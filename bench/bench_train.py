@@ -130,7 +130,8 @@ def ray(runs: Path) -> dict[str, float]:
 
 
 def apart(runs: Path, workers: int, *overrides: str) -> list[float]:
-    """Seconds of the epochs of workers that know nothing of each other, side by side; of each epoch the longest."""
+    """Seconds of the epochs of workers that know nothing of each other, side by side; of each epoch the longest. Each
+    makes its part of the catalogue's vectors and takes it for the others' too: the same work, and no word."""
     command = [sys.executable, __file__, "--runs", str(runs), "--apart"]
     processes = [
         subprocess.Popen([*command, str(rank), str(workers), *overrides], stdout=subprocess.PIPE, text=True)
@@ -329,7 +330,8 @@ def main() -> None:
     if given.apart:
         rank, size, *overrides = given.apart
         config = run("movielens-100k.yaml", given.runs, *overrides)
-        print(json.dumps(epochs(config, time.perf_counter, Workers(int(rank), int(size)))))
+        lone = Workers(int(rank), int(size), gather=lambda mine: torch.cat([mine] * int(size)))
+        print(json.dumps(epochs(config, time.perf_counter, lone)))
         return
     chosen = given.only.split(",")
     found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
