@@ -76,14 +76,15 @@ def fit(
     """
     settings = config.train
     epochs, before = (settings.epochs, VALID) if refit is None else (refit, TEST)
-    if config.train.shard_text and model.text is not None and workers.size > 1:
+    shares = config.train.shard_text and workers.size > 1
+    if model.text is not None and shares:
         model.text.shard(workers.device, workers.size)
         sharding.exempt(model)
     model.to(workers.device)
     windows = sum(len(train_examples(histories, config.model.max_len, before=before)) for histories in shards)
     if windows < workers.size or settings.batch_size < workers.size:
         raise _too_few(windows, config, workers)
-    if model.text is not None and not config.train.shard_text:
+    if model.text is not None and not shares:
         with autocast(config, workers.device):
             model.text.keep_frozen(workers)
     learner = Learner(model, config, epochs * max(1, windows // settings.batch_size))
