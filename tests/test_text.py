@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import TEXTS
 
 from mvrec_core.catalog import FIRST
 from mvrec_core.config import TextEncoderConfig
 from mvrec_core.text import Live, TextEncoder
 from mvrec_core.workers import Workers
-
-TEXTS = ["title: 流浪地球", "title: b", None, "title: a longer one 12", "title: b"]
 
 
 def encoder(path, **settings):

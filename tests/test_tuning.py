@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import TEXTS
 
 from mvrec_core import tuning
 from mvrec_core.config import TextEncoderConfig
@@ -16,7 +17,6 @@ from mvrec_core.errors import ConfigError
 from mvrec_core.reading import parse_config
 from mvrec_core.text import TextEncoder
 
-TEXTS = ["title: 流浪地球", "title: b", None, "title: a longer one 12", "title: b"]
 MODES = ["frozen", "last_n", "lora", "adalora", "adapter", "full"]
 LEARNING = MODES[1:]
 FORBIDDEN = ("full", "adapter")  # there is nothing that such an adapter could leave out

@@ -24,6 +24,13 @@ TITLES = {0: "流浪地球", 1: "قصة لعبة", 2: "卧虎藏龙 2", 3: "Caf�
 GENRES = ("Drama", "Comedy", "科幻", "Action")
 NO_TEXT, NO_YEAR = "i07", "i05"
 START = 1_500_000_000
+TEXTS = [
+    "title: 流浪地球",
+    "title: b",
+    None,
+    "title: a longer one 12",
+    "title: b",
+]  # of an encoder alone: three distinct
 
 
 def item_rows() -> list[dict[str, str]]:
